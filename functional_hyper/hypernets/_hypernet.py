@@ -1,0 +1,90 @@
+"""`Hypernet`: a hypernetwork as plain functions of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import bad
+from .._types import Apply, Cond, Flat, Init, Phi, PyTree, Weights
+from ..params import ParamSpec, ravel, unravel
+from ..weights import map_leaves, materialize
+
+
+def _dense(spec: ParamSpec, apply: Apply, phi: Phi, cond: Cond) -> PyTree:
+    return unravel(spec, apply(phi, cond))
+
+
+def flatten(spec: ParamSpec, weights: PyTree) -> Flat:
+    """Flat vectors ``(*batch, P)`` of a pytree of leaves, structured or dense."""
+    return ravel(spec, map_leaves(materialize, weights))
+
+
+@dataclass(frozen=True, repr=False)
+class Hypernet:
+    """A hypernetwork: two pure functions and the spec of what they generate.
+
+    Args:
+        spec: the main network's parameters.
+        init: ``init(generator=None, dtype=None, device=None)`` gives phi, a ``dict[str, Tensor]`` of leaf tensors that
+            require grad. Without a generator the draw is that of seed 0; dtype None is the spec's.
+        apply: ``apply(phi, cond)`` gives flat vectors ``(*batch, P)``.
+        weights: ``weights(phi, cond)`` gives the same as the spec's pytree of leaves ``(*batch, *shape)``, structured
+            where the hypernetwork is. The default is dense: ``unravel(spec, apply(phi, cond))``.
+        in_features: the width of the cond, where it is a vector.
+        rebase: how `with_base` builds on this hypernetwork; None adds a base to what `apply` gives.
+
+    Pickles and deep-copies where its functions do; every constructor's are methods of plain data.
+    """
+
+    spec: ParamSpec
+    init: Init
+    apply: Apply
+    weights: Weights = None  # type: ignore[assignment]
+    in_features: int | None = None
+    rebase: Callable[[Any], Hypernet] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            object.__setattr__(self, "weights", partial(_dense, self.spec, self.apply))
+
+    @property
+    def structured(self) -> bool:
+        """Whether `weights` may give factors, not only dense tensors."""
+        return not (isinstance(self.weights, partial) and self.weights.func is _dense)
+
+    def __repr__(self) -> str:
+        return f"Hypernet({getattr(self.apply, '__self__', self.apply)!r}, P={self.spec.size})"
+
+
+def seeded(generator: torch.Generator | None) -> torch.Generator:
+    """The caller's generator, or a new one of seed 0: never torch's global one."""
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
+def ready(phi: Phi, device: torch.device | str | None) -> Phi:
+    """phi as leaf tensors that require grad, on the device."""
+    return {k: v.detach().to(device or v.device).requires_grad_() for k, v in phi.items()}
+
+
+def base_of(spec: ParamSpec, base: Any) -> dict[str, Tensor] | None:
+    """A base that the caller gives, flat ``(P,)`` or as the spec's pytree, by slot name."""
+    if base is None:
+        return None
+    flat = base if isinstance(base, Tensor) and base.shape == (spec.size,) else ravel(spec, base)
+    if flat.shape != (spec.size,):
+        want = f"a flat (P,) with P={spec.size}, or the spec's pytree"
+        raise bad("base=", want, tuple(flat.shape), "one base serves all networks: no batch dims")
+    pieces = flat.detach().split([s.size for s in spec.slots])
+    return {s.name: p.reshape(s.shape) for s, p in zip(spec.slots, pieces, strict=True)}
+
+
+def has_base(hyper: str, base: Any) -> Hypernet:
+    """The `rebase` of a hypernetwork that has a base already."""
+    mend = "give its base to the constructor" if hyper in ("low_rank", "scaled") else "call with_base once"
+    raise bad("with_base(hyper=...)", "a hypernetwork without a base", hyper, mend)

@@ -1,0 +1,68 @@
+"""`with_base`: a learned theta_0 under what is generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import initializers
+from .._types import Cond, Flat, Phi
+from ..params import ParamSpec
+from ._hypernet import Hypernet, base_of, has_base, ready, seeded
+
+
+def with_base(hyper: Hypernet, base: Any = None) -> Hypernet:
+    """The hypernetwork with a learned base: ``theta = theta_0 + generated``.
+
+    A `full` head has such a base in its bias row: that row starts at the base, the other rows at zero, and phi gains
+    nothing. `chunked` gains ``base.<slot>`` and its head starts at zero. Your own hypernetwork gains ``base.<slot>`` on
+    top of what it generates; let that start near zero. Task embeddings and encoders pass the base on.
+
+    Args:
+        hyper: a hypernetwork without a base.
+        base: where theta_0 starts: None for a draw by the hypernetwork's initialiser, flat ``(P,)``, or a pytree of the
+            spec (``dict(main.named_parameters())``).
+
+    Raises:
+        HyperError: the hypernetwork has a base (`low_rank` and `scaled` take theirs by argument).
+    """
+    if hyper.rebase is not None:
+        return hyper.rebase(base)
+    parts = Based(hyper, base_of(hyper.spec, base))
+    return Hypernet(hyper.spec, parts.init, parts.apply, None, hyper.in_features, partial(has_base, "with_base"))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Based:
+    """The functions of `with_base` around a hypernetwork that it knows nothing of."""
+
+    inner: Hypernet
+    base: dict[str, Tensor] | None
+
+    def init(
+        self,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Phi:
+        generator, dtype = seeded(generator), dtype or self.inner.spec.dtype
+        phi = self.inner.init(generator, dtype, device)
+        rule = initializers.Ordinary()
+        drawn = {s.name: initializers.draw_base(s, rule, generator, dtype) for s in self.inner.spec.slots}
+        start = drawn if self.base is None else {n: self.base[n].to(d) for n, d in drawn.items()}
+        return phi | ready({f"base.{n}": t.clone() for n, t in start.items()}, device)
+
+    def apply(self, phi: Phi, cond: Cond) -> Flat:
+        return self.inner.apply(phi, cond) + flat_base(self.inner.spec, phi)
+
+    def __repr__(self) -> str:
+        return f"with_base({self.inner!r})"
+
+
+def flat_base(spec: ParamSpec, phi: Phi) -> Tensor:
+    """theta_0, ``(P,)``."""
+    return torch.cat([phi[f"base.{s.name}"].reshape(-1) for s in spec.slots])

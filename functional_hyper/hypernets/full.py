@@ -1,0 +1,120 @@
+"""`full`: every weight has its own column of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import initializers
+from .._types import Cond, Flat, Phi, PyTree
+from ..initializers import Initializer, Measured
+from ..params import ParamSpec
+from ..weights import Generated, map_leaves
+from ._hypernet import Hypernet, base_of, has_base, ready, seeded
+from ._trunk import Trunk, trunk_of
+
+
+def full(
+    spec: ParamSpec,
+    in_features: int,
+    hidden: Sequence[int] = (64,),
+    *,
+    activation: str | Callable[[Tensor], Tensor] = "relu",
+    layer_norm: bool = False,
+    init: str | Initializer = "ordinary",
+) -> Hypernet:
+    """A hypernetwork with a trunk and one linear head per parameter: ``theta = head(trunk(cond))``.
+
+    Args:
+        spec: the main network's parameters, P numbers.
+        in_features: the width of the cond.
+        hidden: widths of the trunk; the last is K. Empty: the features are the cond itself.
+        activation: after every trunk layer, a name in `torch.nn.functional` or a function.
+        layer_norm: a LayerNorm before every activation.
+        init: an initialiser or its name: "ordinary", "hyperfan_in", "hyperfan_out", "bias_hyperinit".
+
+    Returns:
+        A `Hypernet` with phi ``trunk.*`` and ``head.<slot>`` of shape ``(K + 1, *shape)``, the last row the bias; its
+        `weights` are `Generated` leaves.
+
+    Example:
+        >>> hyper = full(param_spec(torch.nn.Linear(3, 2)), in_features=5)
+        >>> hyper.apply(hyper.init(), torch.zeros(7, 5)).shape
+        torch.Size([7, 8])
+
+    Ha, Dai, Le, "HyperNetworks" (ICLR 2017).
+    """
+    trunk = trunk_of("full(...)", in_features, hidden, activation, layer_norm)
+    return _hypernet(Full(spec, trunk, initializers.resolve(init)))
+
+
+def power_of(trunk: Trunk, initializer: Initializer, phi: Phi) -> float:
+    """``K v``: the second moment known from the trunk's own initialisation, or measured where the initialiser asks."""
+    if isinstance(initializer, Measured):
+        with torch.no_grad():
+            batch = initializer.batch.to(next(iter(phi.values()), initializer.batch))
+            return trunk(phi, batch).square().sum(-1).mean().item()
+    return trunk.power
+
+
+@dataclass(frozen=True)
+class Full:
+    """The functions of `full` as plain data; `base` is where the heads' bias rows start, "draw" for a fresh draw."""
+
+    spec: ParamSpec
+    trunk: Trunk
+    initializer: Initializer
+    base: dict[str, Tensor] | Literal["draw"] | None = None
+
+    def init(
+        self,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Phi:
+        generator, dtype = seeded(generator), dtype or self.spec.dtype
+        phi = self.trunk.init(generator, dtype)
+        power = power_of(self.trunk, self.initializer, phi)
+        for slot in self.spec.slots:
+            std, constant = self.initializer.rows(slot, power)
+            head = initializers.draw_rows(self.trunk.width, slot, std, constant, generator, dtype)
+            if self.base is not None:
+                start = self.base[slot.name] if self.base != "draw" else None
+                head.zero_()
+                head[-1] = initializers.draw_base(slot, self.initializer, generator, dtype) if start is None else start
+            phi[f"head.{slot.name}"] = head
+        return ready(phi, device)
+
+    def weights(self, phi: Phi, cond: Cond) -> PyTree:
+        features = self.trunk.with_one(phi, cond)
+        slots = self.spec.slots
+        return map_leaves(lambda i: Generated(features, phi[f"head.{slots[i].name}"]), self.spec.template)
+
+    def apply(self, phi: Phi, cond: Cond) -> Flat:
+        features = self.trunk.with_one(phi, cond)
+        width = features.shape[-1]
+        heads = [phi[f"head.{s.name}"].reshape(width, s.size) for s in self.spec.slots]
+        if not heads:
+            return features[..., :0]
+        # Either the heads are joined or what they emit: copy the smaller, which are the heads where B > K.
+        if features[..., 0].numel() > width:
+            return features @ torch.cat(heads, 1)
+        return torch.cat([features @ head for head in heads], -1)
+
+    def rebase(self, base: Any) -> Hypernet:
+        given = base_of(self.spec, base)
+        return _hypernet(replace(self, base="draw" if given is None else given))
+
+    def __repr__(self) -> str:
+        based = ", with base" if self.base is not None else ""
+        return f"full(in_features={self.trunk.in_features}, hidden={self.trunk.hidden}{based})"
+
+
+def _hypernet(parts: Full) -> Hypernet:
+    rebase = parts.rebase if parts.base is None else partial(has_base, "full with a base")
+    return Hypernet(parts.spec, parts.init, parts.apply, parts.weights, parts.trunk.in_features, rebase)

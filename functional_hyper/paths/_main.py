@@ -1,0 +1,63 @@
+"""How a main network is called with weights that are not its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+
+from .._errors import Refused, bad
+from .._types import Main, PyTree
+from ..weights import map_leaves
+
+
+class Caller:
+    """A main network as a function of its generated weights, given in the template's order.
+
+    A module is never copied: the weights stand in for its parameters during the call, so that its buffers, its other
+    parameters, its ties and its mode are the user's own.
+    """
+
+    def __init__(self, main: Main, template: PyTree) -> None:
+        self.main, self.template = main, template
+        self.sites = _sites(main, template) if isinstance(main, nn.Module) else []
+        norms = [m for m in main.modules() if isinstance(m, _NormBase)] if isinstance(main, nn.Module) else []
+        self.tracking = [m for m in norms if m.track_running_stats]
+
+    def __call__(self, weights: Sequence[Tensor], args: tuple[Any, ...]) -> Any:
+        if not isinstance(self.main, nn.Module):
+            return self.main(map_leaves(lambda i: weights[i], self.template), *args)
+        if is_compiling():  # Dynamo knows functional_call; eager saves its 50 microseconds
+            return functional_call(self.main, {n: weights[i] for n, i in self.template.items()}, args)
+        own = [box[key] for box, key, _ in self.sites]
+        try:
+            for box, key, i in self.sites:
+                box[key] = weights[i]
+            return self.main(*args)
+        finally:
+            for (box, key, _), parameter in zip(self.sites, own, strict=True):
+                box[key] = parameter
+
+    def refuse_running_statistics(self) -> None:
+        """BatchNorm in training would write every network's statistics into the one module's buffers."""
+        for module in self.tracking:
+            if module.training:
+                mend = "call main.eval(), or use track_running_stats=False, GroupNorm or LayerNorm"
+                raise bad("main", "no running statistics to update", f"{module} in training", mend, Refused)
+
+
+def _sites(main: nn.Module, template: dict[str, int]) -> list[tuple[Any, Any, int]]:
+    """Every place (container, key) that holds a generated parameter, under any of its names."""
+    first = {id(p): template[n] for n, p in main.named_parameters() if n in template}
+    sites: list[tuple[Any, Any, int]] = []
+    for module in main.modules():
+        sites += [(module._parameters, k, first[id(p)]) for k, p in module._parameters.items() if id(p) in first]
+        # recurrent layers read their weights from a list beside their parameters
+        flat: Any = getattr(module, "_flat_weights", None)
+        if isinstance(flat, list):
+            sites += [(flat, k, first[id(p)]) for k, p in enumerate(flat) if id(p) in first]
+    return sites

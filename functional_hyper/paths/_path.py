@@ -1,0 +1,142 @@
+"""What a path is: a name, a table of rules, and the form in which it wants each weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import optree
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from .._errors import Refused, bad
+from .._functorch import batched, new_level, unbatched
+from .._types import Table
+from ..weights import STRUCTURED, Leaf, batch_of, materialize
+from ._main import Caller
+from ._rules import Rules, call_name
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a weight set is expected to serve: `inputs` N for each of B networks, in each of `evaluations` calls."""
+
+    networks: int
+    inputs: int = 1
+    evaluations: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form a path gives one weight, and why."""
+
+    leaf: Leaf
+    form: str
+    why: str
+
+
+def dense(leaf: Leaf, load: Load) -> Choice:
+    """Every weight as a dense ``(B, *shape)`` tensor."""
+    return Choice(materialize(leaf), "dense", "this path takes dense weights")
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way to evaluate B main networks with B sets of weights.
+
+    Args:
+        name: what `path=` calls it.
+        table: torch function -> rule, see `paths/_rules.py`; `linear` makes one for `F.linear` from a product.
+        prepare: the form of each weight, chosen once when the weights are bound.
+    """
+
+    name: str
+    table: Table = field(repr=False)
+    prepare: Callable[[Leaf, Load], Choice] = field(default=dense, repr=False)
+
+    def bind(self, caller: Caller, leaves: Sequence[Leaf], randomness: str, shared: bool) -> Evaluation:
+        """A function of physical inputs ``(B, N, ...)`` for leaves that `prepare` has formed."""
+        return Evaluation(self.table, caller, tuple(leaves), randomness, shared)
+
+
+class Evaluation:
+    """The main network under vmap, with a path's rules inside, for one set of weights."""
+
+    def __init__(self, table: Table, caller: Caller, leaves: tuple[Leaf, ...], randomness: str, shared: bool) -> None:
+        self.table, self.caller, self.leaves, self.shared = table, caller, leaves, shared
+        self.randomness, self.size = randomness, batch_of(leaves[0])[0]
+        self._wrapped: dict[int, list[Tensor | None]] = {}
+
+    def _weights(self, rules: Rules) -> list[Tensor]:
+        """Stand-ins for the weights at this level: wrappers of dense ones, placeholders of structured ones."""
+        level = rules.level
+        wrapped = None if is_compiling() else self._wrapped.get(level)
+        if wrapped is None:
+            wrapped = [None if isinstance(w, STRUCTURED) else batched(w, level) for w in self.leaves]
+            if not is_compiling():
+                self._wrapped[level] = wrapped
+        return [rules.wrap(w) if t is None else t for t, w in zip(wrapped, self.leaves, strict=True)]
+
+    def __call__(self, args: tuple[Any, ...], log: list[tuple[str, str, str]] | None = None) -> Any:
+        with new_level(self.size, self.randomness) as level:
+            rules = Rules(self.table, level, log)
+            weights = self._weights(rules)
+            if not self.shared:
+                args = tuple(batched(a, level) if isinstance(a, Tensor) else a for a in args)
+            try:
+                with rules:
+                    y = self.caller(weights, args)
+            except RuntimeError as error:
+                if isinstance(error, NotImplementedError) or not REFUSALS.search(str(error)):
+                    raise
+                raise refusal(call_name(rules.call), error) from error
+
+            def out(t: Any) -> Any:
+                if not isinstance(t, Tensor):
+                    return t
+                return unbatched(rules.dense_of(t), level, self.size)
+
+            return out(y) if isinstance(y, Tensor) else optree.tree_map(out, y)
+
+
+REFUSALS = re.compile(r"vmap|functorch|[Bb]atching rule")
+
+
+def refusal(call: str, error: Exception) -> Refused:
+    """vmap's own refusal, with the call that met it and the way out."""
+    first = str(error).strip().splitlines()[0]
+    refused = bad("main", "calls that vmap can batch", f"{call} ({first})", 'use path="loop"', Refused)
+    assert isinstance(refused, Refused)
+    return refused
+
+
+def linear(product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Callable[..., Any]:
+    """A rule for `F.linear` from a batched product ``(x (B, N, I), w (B, O, I), b (B, O) or None) -> (B, N, O)``.
+
+    Inputs of any number of dims become three, inputs or biases that all networks share are expanded; a call whose
+    sizes do not fit is left to vmap, which raises what torch raises.
+    """
+
+    @wraps(product)
+    def rule(input: Any, weight: Any, bias: Any = None) -> Any:
+        if not isinstance(input, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 3 or input.dim() < 2:
+            return NotImplemented
+        B, O, I = weight.shape
+        if input.shape[-1] != I or input.shape[0] not in (1, B):
+            return NotImplemented
+        if bias is not None and bias.shape not in ((B, O), (1, O)):
+            return NotImplemented
+        if input.shape[0] != B:
+            input = input.expand(B, *input.shape[1:])
+        if bias is not None and bias.shape[0] != B:
+            bias = bias.expand(B, O)
+        if input.dim() == 3:
+            return product(input, weight, bias)
+        if input.dim() == 2:
+            return product(input.unsqueeze(1), weight, bias).squeeze(1)
+        return product(input.flatten(1, -2), weight, bias).unflatten(1, input.shape[1:-1])
+
+    return rule

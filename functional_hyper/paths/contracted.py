@@ -1,0 +1,154 @@
+"""`contracted`: weights that are never written down.
+
+A linear layer whose weight is given by factors is computed from the factors: no ``(B, O, I)`` tensor exists in the
+forward or the backward pass. With ``W_b = sum_k h_bk H_k`` the layer ``y = W_b x`` is two products, in either order:
+
+- the head first: ``x H_k^T`` for all k, one dense GEMM with the shared head, then the sum over k with h; ``B N K O``
+  numbers in between;
+- the outer product first: ``h (x) x``, then one dense GEMM with the head; ``B N K I`` numbers in between.
+
+Both cost ``2 B N K O I`` operations; the smaller intermediate decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..weights import STRUCTURED, Generated, Leaf, LowRank, Scaled, Structured, materialize, shape_of
+from ._path import Choice, Load, Path
+from ._path import linear as dense_linear
+from .bmm import bmm
+
+
+def generated(x: Tensor, w: Generated, b: Tensor | None) -> Tensor:
+    """x ``(B, N, I)``, or ``(1, N, I)`` for all networks; w of shape ``(O, I)``; b ``(B, O)`` -> ``(B, N, O)``."""
+    h, (K, O, I) = w.features, w.head.shape
+    B, N = h.shape[0], x.shape[1]
+    if x.shape[0] != B:  # the head's product once for all networks
+        per_k = torch.einsum("ni,koi->kno", x.squeeze(0), w.head)
+        y = (h @ per_k.flatten(1)).unflatten(1, (N, O))
+        return y if b is None else y + b.unsqueeze(1)
+    if O <= I:
+        per_k = F.linear(x.reshape(B * N, I), w.head.reshape(K * O, I)).view(B, N, K, O)
+        if N == 1:
+            per_k, h = per_k.squeeze(1), h.unsqueeze(1)  # one (1, K) @ (K, O) for each network
+            return torch.bmm(h, per_k) if b is None else torch.baddbmm(b.unsqueeze(1), h, per_k)
+        y = (h[:, None, None] @ per_k).squeeze(2)
+    else:
+        outer = (h[:, None, :, None] * x.unsqueeze(2)).reshape(B * N, K * I)
+        y = (outer @ w.head.mT.reshape(K * I, O)).view(B, N, O)
+    return y if b is None else y + b.unsqueeze(1)
+
+
+def low_rank(x: Tensor, w: LowRank, b: Tensor | None) -> Tensor:
+    """``base x + scale U (V^T x)``; shapes as for `generated`."""
+    update = w.scale * (x @ w.v) @ w.u.mT
+    y = F.linear(x, w.base) + update
+    return y if b is None else y + b.unsqueeze(1)
+
+
+def scaled(x: Tensor, w: Scaled, b: Tensor | None) -> Tensor:
+    """``row * (base (column * x))``; shapes as for `generated`."""
+    y = F.linear(x if w.column is None else x * w.column.unsqueeze(1), w.base)
+    if w.row is not None:
+        y = y * w.row.unsqueeze(1)
+    return y if b is None else y + b.unsqueeze(1)
+
+
+CONTRACT: dict[type, Any] = {Generated: generated, LowRank: low_rank, Scaled: scaled}
+
+
+def contract(input: Any, weight: Any, bias: Any = None) -> Any:
+    """`F.linear` with a structured weight; a dense one takes bmm."""
+    if not isinstance(weight, STRUCTURED):
+        return DENSE(input, weight, bias)
+    O, I = shape_of(weight)
+    if not isinstance(input, Tensor) or input.dim() < 2 or input.shape[-1] != I:
+        return NotImplemented
+    if bias is not None and (not isinstance(bias, Tensor) or bias.dim() != 2 or bias.shape[-1] != O):
+        return NotImplemented
+    rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)
+    y = CONTRACT[type(weight)](rows, weight, bias)
+    return y.squeeze(1) if input.dim() == 2 else y.unflatten(1, input.shape[1:-1])
+
+
+DENSE = dense_linear(bmm)
+
+
+def transpose(weight: Any, *dims: Any) -> Any:
+    """`w.t()`, `w.T`, `w.mT` and `w.transpose(0, 1)` of a structured weight keep its structure."""
+    swaps = not dims or {d % 2 for d in dims if isinstance(d, int)} == {0, 1}
+    return weight.transposed() if isinstance(weight, STRUCTURED) and swaps else NotImplemented
+
+
+def matmul(left: Any, right: Any) -> Any:
+    """`x @ w` and `w @ x` with a structured w."""
+    if isinstance(right, STRUCTURED) and isinstance(left, Tensor):
+        return contract(left, right.transposed())
+    if isinstance(left, STRUCTURED) and isinstance(right, Tensor):
+        if right.dim() == 2:
+            return contract(right, left)
+        y = contract(right.mT, left)
+        return y if y is NotImplemented else y.mT
+    return NotImplemented
+
+
+def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """`addmm(b, x, w)` with a structured w."""
+    product = matmul(mat1, mat2)
+    if product is NotImplemented or not isinstance(input, Tensor):
+        return NotImplemented
+    return beta * (input.unsqueeze(1) if input.dim() == 2 else input) + alpha * product
+
+
+def einsum(equation: Any, *operands: Any) -> Any:
+    """A product of one tensor and one structured weight over one of the weight's letters."""
+    if len(operands) != 2 or not isinstance(equation, str) or "..." in equation or "->" not in equation:
+        return NotImplemented
+    terms, out = equation.replace(" ", "").split("->")
+    letters = terms.split(",")
+    if isinstance(operands[0], STRUCTURED):
+        letters, operands = letters[::-1], operands[::-1]
+    (xs, ws), (x, w) = letters, operands
+    if not isinstance(w, STRUCTURED) or not isinstance(x, Tensor) or len(set(xs)) != len(xs) or len(set(ws)) != 2:
+        return NotImplemented
+    summed = [c for c in ws if c in xs]
+    if len(summed) != 1 or summed[0] in out or set(out) != set(xs + ws) - set(summed):
+        return NotImplemented
+    (i,), (o,) = summed, [c for c in ws if c != summed[0]]
+    moved = x.movedim(1 + xs.index(i), -1)
+    y = contract(moved, w if ws == o + i else w.transposed())
+    have = xs.replace(i, "") + o
+    return y if y is NotImplemented else y.permute(0, *(1 + have.index(c) for c in out))
+
+
+def keep(leaf: Leaf, load: Load) -> Choice:
+    """Matrices keep their factors; what a linear layer does not multiply (biases, kernels) is small or cannot."""
+    if isinstance(leaf, STRUCTURED) and len(shape_of(leaf)) == 2:
+        return Choice(leaf, form_of(leaf), "a matrix stays in its factors")
+    why = "the hypernetwork gives it dense" if isinstance(leaf, Tensor) else "only matrices contract"
+    return Choice(materialize(leaf), "dense", why)
+
+
+def form_of(leaf: Structured) -> str:
+    """How a linear layer with this weight is computed."""
+    if not isinstance(leaf, Generated):
+        return {LowRank: "low rank", Scaled: "scaled"}[type(leaf)]
+    O, I = shape_of(leaf)
+    return "contracted, head first" if O <= I else "contracted, outer product first"
+
+
+TABLE: dict[Any, Any] = {
+    F.linear: contract,
+    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__], matmul),
+    **dict.fromkeys([torch.addmm, Tensor.addmm], addmm),
+    torch.einsum: einsum,
+    **dict.fromkeys([torch.t, Tensor.t, torch.transpose, Tensor.transpose], transpose),
+    **dict.fromkeys([Tensor.T.__get__, Tensor.mT.__get__], transpose),  # type: ignore[attr-defined]
+}
+
+PATH = Path("contracted", TABLE, keep)

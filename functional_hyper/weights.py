@@ -1,0 +1,148 @@
+"""Leaf types: one generated parameter for all B networks, dense or as the factors that the hypernetwork gives it.
+
+A leaf has a `shape` per network, a number of `networks`, and `materialize()`, its dense meaning. What a path computes
+with the factors is the path's business (`paths/contracted.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+from ._types import Factor, Features, PyTree, Scales
+
+
+@dataclass(frozen=True)
+class Generated:
+    """``theta_b = sum_k features[b, k] head[k]``: a linear head, kept apart from its features.
+
+    A head's bias is a row of `head` whose feature is the constant 1.
+    """
+
+    features: Features
+    head: Head
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.head.shape[1:]
+
+    def materialize(self) -> Tensor:
+        """``(*batch, *shape)``, as one GEMM."""
+        flat = self.features @ self.head.flatten(1) if self.shape else self.features @ self.head
+        return flat.unflatten(-1, self.shape) if len(self.shape) > 1 else flat
+
+    def transposed(self) -> Generated:
+        return replace(self, head=self.head.mT)
+
+    def gather(self, index: Tensor) -> Generated:
+        return replace(self, features=self.features[index])
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``W_b = base + scale U_b V_b^T``: a shared base and a per-network update of low rank.
+
+    Hu et al., "LoRA" (ICLR 2022). A kernel of more than two dims is the matrix ``(O, I kh kw)``.
+    """
+
+    base: Base
+    u: Factor
+    v: Factor
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.base.shape
+
+    @property
+    def features(self) -> Tensor:
+        return self.u.flatten(-2)
+
+    def materialize(self) -> Tensor:
+        """``(*batch, *shape)``."""
+        update = (self.scale * self.u @ self.v.mT).unflatten(-1, self.shape[1:])
+        return self.base + update
+
+    def transposed(self) -> LowRank:
+        return replace(self, base=self.base.mT, u=self.v, v=self.u)
+
+    def gather(self, index: Tensor) -> LowRank:
+        return replace(self, u=self.u[index], v=self.v[index])
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """``W_b = row_b * base * column_b``: a shared base with per-network scales of its outputs and inputs.
+
+    Ha, Dai, Le, "HyperNetworks" (ICLR 2017), section 3.2, scales the rows; Wen et al., "BatchEnsemble" (ICLR 2020),
+    both sides. A kernel of more than two dims is the matrix ``(O, I kh kw)``.
+    """
+
+    base: Base
+    row: Scales | None
+    column: Scales | None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.base.shape
+
+    @property
+    def features(self) -> Tensor:
+        scales = self.row if self.row is not None else self.column
+        assert scales is not None  # the constructor makes one of them
+        return scales
+
+    def materialize(self) -> Tensor:
+        """``(*batch, *shape)``."""
+        weight = self.base.flatten(1)
+        if self.row is not None:
+            weight = self.row.unsqueeze(-1) * weight
+        if self.column is not None:
+            weight = weight * self.column.unsqueeze(-2)
+        return weight.unflatten(-1, self.shape[1:])
+
+    def transposed(self) -> Scaled:
+        return replace(self, base=self.base.mT, row=self.column, column=self.row)
+
+    def gather(self, index: Tensor) -> Scaled:
+        return replace(self, **{k: s[index] for k in ("row", "column") if (s := getattr(self, k)) is not None})
+
+
+Structured: TypeAlias = Generated | LowRank | Scaled
+Leaf: TypeAlias = Tensor | Structured
+STRUCTURED = (Generated, LowRank, Scaled)
+
+
+def materialize(leaf: Leaf) -> Tensor:
+    """A leaf's dense tensor ``(*batch, *shape)``; a dense leaf is itself."""
+    return leaf if isinstance(leaf, Tensor) else leaf.materialize()
+
+
+def gather(leaf: Leaf, index: Tensor) -> Leaf:
+    """The leaf whose network ``s`` is this one's network ``index[s]``; factors that are shared stay so."""
+    return leaf[index] if isinstance(leaf, Tensor) else leaf.gather(index)
+
+
+def map_leaves(f: Callable[..., Any], tree: PyTree, *more: PyTree) -> PyTree:
+    """`f` of every leaf of a weight pytree, and of the leaves of more trees of its structure."""
+    return optree.tree_map(f, tree, *more)
+
+
+def shape_of(leaf: Leaf) -> tuple[int, ...]:
+    """The parameter's shape, per network."""
+    return tuple(leaf.shape[1:] if isinstance(leaf, Tensor) else leaf.shape)
+
+
+def batch_of(leaf: Leaf) -> tuple[int, ...]:
+    """The dims in front: exactly ``(B,)`` where a path evaluates the leaf."""
+    return tuple(leaf.shape[:1] if isinstance(leaf, Tensor) else leaf.features.shape[:-1])
+
+
+def data_of(leaf: Leaf) -> Tensor:
+    """A tensor of the leaf's dtype and device."""
+    return leaf if isinstance(leaf, Tensor) else leaf.features
