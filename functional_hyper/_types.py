@@ -1,6 +1,4 @@
 # pyright: reportUndefinedVariable=false
-# ruff: noqa: F722, F821
-# pyright: reportUndefinedVariable=false
 # ruff: noqa: F821, F722
 """Every named shape and protocol, once. Axis letters: B networks, N inputs for each, P weights, K features,
 I/O a layer's in/out features."""

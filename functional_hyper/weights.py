@@ -14,7 +14,7 @@ import optree
 import torch
 from torch import Tensor
 
-from ._types import Factor, Features, PyTree, Scales
+from ._types import Base, Factor, Features, Head, PyTree, Scales
 
 
 @dataclass(frozen=True)
