@@ -5,6 +5,9 @@ tensordict uses the same four names. `tests/test_canary.py` fails first when a t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import torch._C._functorch as _C
 from torch import Tensor
 from torch._functorch import predispatch
@@ -13,8 +16,21 @@ from torch.compiler import is_compiling
 
 lazy_load_decompositions()
 
-new_level = vmap_increment_nesting
-"""``with new_level(B, randomness) as level``: a vmap over B networks."""
+
+@contextmanager
+def _eager_level(size: int, randomness: str) -> Iterator[int]:
+    level = _C._vmap_increment_nesting(size, randomness)
+    try:
+        yield level
+    finally:
+        _C._vmap_decrement_nesting()
+
+
+def new_level(size: int, randomness: str) -> AbstractContextManager[int]:
+    """``with new_level(B, randomness) as level``: a vmap over B networks."""
+    # Dynamo and export know the predispatch functions, here and below; eager saves microseconds.
+    return vmap_increment_nesting(size, randomness) if is_compiling() else _eager_level(size, randomness)
+
 
 unwrapped = _C.get_unwrapped
 """The tensor one wrapper further in."""
@@ -27,19 +43,21 @@ def level_of(tensor: Tensor) -> int:
 
 def batched(tensor: Tensor, level: int) -> Tensor:
     """Hide dim 0 as the network axis of `level`."""
-    # Dynamo and export know the predispatch wrapper; eager saves its microsecond.
     return predispatch._add_batch_dim(tensor, 0, level) if is_compiling() else _C._add_batch_dim(tensor, 0, level)
 
 
-def physical(tensor: Tensor, level: int) -> Tensor:
-    """The tensor with the network axis of `level` in front again; `tensor` must be wrapped at that very level."""
+def physical(tensor: Tensor, level: int) -> Tensor | None:
+    """The tensor with the network axis of `level` in front again; None where its outermost wrapper is another's."""
     inner, dim = _C._unwrap_batched(tensor, level)
-    return inner if not dim else inner.movedim(dim, 0)
+    if dim is None:
+        return None
+    return inner.movedim(dim, 0) if dim else inner
 
 
 def unbatched(tensor: Tensor, level: int, size: int) -> Tensor:
     """Leave `level`: the network axis in front, expanded where the tensor does not depend on the network."""
-    return predispatch._remove_batch_dim(tensor, level, size, 0)  # type: ignore[no-any-return]
+    remove = predispatch._remove_batch_dim if is_compiling() else _C._remove_batch_dim
+    return remove(tensor, level, size, 0)
 
 
 def is_concrete(tensor: Tensor) -> bool:

@@ -13,11 +13,12 @@ from . import paths
 from ._errors import bad, listed
 from ._functorch import is_concrete
 from ._types import Cond, Inputs, Main, Phi
-from .evaluate import Bound, Log, check_leaves, count_inputs
+from .evaluate import Bound, check_leaves, count_inputs
 from .hypernets import Hypernet
 from .params import leaf_names, leaves_of
 from .paths import Load, Path
 from .paths._main import Caller
+from .paths._rules import Log
 from .weights import batch_of, gather
 
 

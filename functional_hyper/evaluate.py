@@ -15,11 +15,10 @@ from ._types import Inputs, Main, PyTree
 from .params import leaf_names
 from .paths import Choice, Load, Path
 from .paths._main import Caller
-from .weights import STRUCTURED, Leaf, batch_of, data_of, materialize, shape_of
+from .paths._rules import Log
+from .weights import STRUCTURED, Generated, Leaf, batch_of, data_of, materialize, shape_of
 
 MANY = 256  # inputs per network that `bind(many=True)` expects where it is not told
-
-Log = list[tuple[str, str, str]]
 
 
 def bind(
@@ -188,19 +187,20 @@ def checked(main: Main, params: PyTree) -> tuple[list[Leaf], PyTree]:
 
 def check_leaves(call: str, names: Sequence[str], leaves: Sequence[Any], shapes: Sequence[Any]) -> None:
     """One batch dim, the same for all; the shapes of the main network; one dtype and one device."""
-    first: Leaf | None = None
+    like: Tensor | None = None
     for name, leaf, shape in zip(names, leaves, shapes, strict=True):
+        if isinstance(leaf, Generated) and leaf.features is like and leaf.head.shape[1:] == shape:
+            continue  # the common case: many heads on the same features
         if not isinstance(leaf, (Tensor, *STRUCTURED)):
             raise bad(call, f"{name} as a tensor or a structured leaf", type(leaf).__name__, "unravel(spec, theta)")
-        first = leaf if first is None else first
-        batch = batch_of(leaf)
-        want = "(B, *shape)" if shape is None else f"(B, {', '.join(map(str, shape))})"
+        batch, data = batch_of(leaf), data_of(leaf)
         if len(batch) != 1 or (shape is not None and shape_of(leaf) != tuple(shape)):
+            want = "(B, *shape)" if shape is None else f"(B, {', '.join(map(str, shape))})"
             mend = "one batch dim, then the parameter's own shape: unravel(param_spec(main), theta)"
             raise bad(call, f"{name} of shape {want}", (*batch, *shape_of(leaf)), mend)
-        if batch != batch_of(first):
-            raise bad(call, f"B={batch_of(first)[0]} networks in every leaf", f"{name}: {batch[0]}", "give one B")
-        data, like = data_of(leaf), data_of(first)
+        like = data if like is None else like
+        if batch[0] != like.shape[0]:
+            raise bad(call, f"B={like.shape[0]} networks in every leaf", f"{name}: {batch[0]}", "give one B")
         if (data.dtype, data.device) != (like.dtype, like.device):
             got = f"{name}: {data.dtype} on {data.device}"
             raise bad(call, f"{like.dtype} on {like.device} in every leaf", got, "convert with .to(...)")

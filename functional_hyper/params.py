@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import optree
@@ -28,18 +29,24 @@ class ParamSpec:
     dtype: torch.dtype
     template: PyTree = field(hash=False)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """P, the generated numbers per network."""
         return sum(slot.size for slot in self.slots)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(slot.name for slot in self.slots)
 
-    @property
+    @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(slot.shape for slot in self.slots)
+
+    @cached_property
+    def flat_names(self) -> set[str]:
+        """The names where they are the template's own keys, as a module's are; else none."""
+        flat = isinstance(self.template, dict) and tuple(self.template) == self.names
+        return set(self.names) if flat else set()
 
     def __repr__(self) -> str:
         return f"ParamSpec({len(self.slots)} parameters, P={self.size}, {self.dtype})"
@@ -147,6 +154,8 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 def leaves_of(call: str, spec: ParamSpec, tree: PyTree) -> list[Any]:
     """The tree's leaves in the spec's order; an error that lists the names where the structure is another."""
+    if isinstance(tree, dict) and isinstance(spec.template, dict) and tree.keys() == spec.flat_names:
+        return [tree[name] for name in spec.names]
     out: list[Any] = [None] * len(spec.slots)
 
     def put(i: int, leaf: Any) -> None:

@@ -17,7 +17,7 @@ from .._functorch import batched, new_level, unbatched
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, batch_of, materialize
 from ._main import Caller
-from ._rules import Rules, call_name
+from ._rules import Known, Log, Rules, call_name, placeholder
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,22 @@ class Evaluation:
     def __init__(self, table: Table, caller: Caller, leaves: tuple[Leaf, ...], randomness: str, shared: bool) -> None:
         self.table, self.caller, self.leaves, self.shared = table, caller, leaves, shared
         self.randomness, self.size = randomness, batch_of(leaves[0])[0]
-        self._wrapped: dict[int, list[Tensor | None]] = {}
+        self._seen: dict[int, tuple[list[Tensor], Known]] = {}
 
-    def _weights(self, rules: Rules) -> list[Tensor]:
-        """Stand-ins for the weights at this level: wrappers of dense ones, placeholders of structured ones."""
-        level = rules.level
-        wrapped = None if is_compiling() else self._wrapped.get(level)
-        if wrapped is None:
-            wrapped = [None if isinstance(w, STRUCTURED) else batched(w, level) for w in self.leaves]
-            if not is_compiling():
-                self._wrapped[level] = wrapped
-        return [rules.wrap(w) if t is None else t for t, w in zip(wrapped, self.leaves, strict=True)]
+    def _weights(self, level: int) -> tuple[list[Tensor], Known]:
+        """What the main network sees of its weights: dense ones wrapped for this level, placeholders of the others."""
+        if level in self._seen:
+            return self._seen[level]
+        seen = [placeholder(w) if isinstance(w, STRUCTURED) else batched(w, level) for w in self.leaves]
+        known = {id(s): (s, w) for s, w in zip(seen, self.leaves, strict=True)}
+        if not is_compiling():
+            self._seen[level] = seen, known
+        return seen, known
 
-    def __call__(self, args: tuple[Any, ...], log: list[tuple[str, str, str]] | None = None) -> Any:
+    def __call__(self, args: tuple[Any, ...], log: Log | None = None) -> Any:
         with new_level(self.size, self.randomness) as level:
-            rules = Rules(self.table, level, log)
-            weights = self._weights(rules)
+            weights, known = self._weights(level)
+            rules = Rules(self.table, level, known, log)
             if not self.shared:
                 args = tuple(batched(a, level) if isinstance(a, Tensor) else a for a in args)
             try:
@@ -95,9 +95,7 @@ class Evaluation:
                 raise refusal(call_name(rules.call), error) from error
 
             def out(t: Any) -> Any:
-                if not isinstance(t, Tensor):
-                    return t
-                return unbatched(rules.dense_of(t), level, self.size)
+                return unbatched(rules.dense_of(t), level, self.size) if isinstance(t, Tensor) else t
 
             return out(y) if isinstance(y, Tensor) else optree.tree_map(out, y)
 
@@ -133,10 +131,15 @@ def linear(product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Callab
             input = input.expand(B, *input.shape[1:])
         if bias is not None and bias.shape[0] != B:
             bias = bias.expand(B, O)
-        if input.dim() == 3:
-            return product(input, weight, bias)
-        if input.dim() == 2:
-            return product(input.unsqueeze(1), weight, bias).squeeze(1)
-        return product(input.flatten(1, -2), weight, bias).unflatten(1, input.shape[1:-1])
+        return with_rows(product, input, weight, bias)
 
     return rule
+
+
+def with_rows(product: Callable[[Tensor, Any, Any], Tensor], x: Tensor, w: Any, b: Any) -> Tensor:
+    """A product of three-dimensional inputs ``(B, N, I)``, for inputs ``(B, *dims, I)`` of any number of dims."""
+    if x.dim() == 3:
+        return product(x, w, b)
+    if x.dim() == 2:
+        return product(x.unsqueeze(1), w, b).squeeze(1)
+    return product(x.flatten(1, -2), w, b).unflatten(1, x.shape[1:-1])

@@ -8,11 +8,13 @@ back; everything else is ordinary vmap. A rule is a question of speed, never of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .._errors import Refused, bad
@@ -36,99 +38,123 @@ METADATA: frozenset[Any] = frozenset(
 )
 
 
+Known: TypeAlias = dict[int, tuple[Tensor, Leaf]]
+Log: TypeAlias = list[tuple[str, str, str]]
+
+
 class Rules(TorchFunctionMode):
-    """One evaluation: a table of rules at one vmap level, and the structured leaves behind their placeholders.
+    """One evaluation: a table of rules at one vmap level, and the leaves behind the main network's weights.
 
     Args:
         table: torch function -> rule. A rule gets the call's arguments with every tensor physical, the network axis in
             front (of size 1 where the tensor is the same for all networks), and structured leaves as they are. It
             returns the physical result, a leaf, or NotImplemented.
         level: functorch's number of our vmap.
+        known: by identity, what the main network sees of a weight -> (that tensor, the leaf it stands for).
         log: where `explain` collects (call, shapes, what answered it).
     """
 
-    def __init__(self, table: Table, level: int, log: list[tuple[str, str, str]] | None = None) -> None:
+    def __init__(self, table: Table, level: int, known: Known, log: Log | None = None) -> None:
         super().__init__()
         self.table, self.level, self.log = table, level, log
-        self.leaves: dict[int, tuple[Tensor, Structured]] = {}
+        self.known = known
+        self.structured = any(isinstance(leaf, STRUCTURED) for _, leaf in known.values())
         self.dense: dict[int, Tensor] = {}
         self.call: Any = None
 
-    def placeholder(self, leaf: Structured) -> Tensor:
-        """A tensor of the leaf's shape that takes no memory; NaN, so that nothing can be computed from it unnoticed."""
-        data = data_of(leaf)
-        stand_in = torch.full((), float("nan"), dtype=data.dtype, device=data.device).expand(shape_of(leaf))
-        return self.register(stand_in, leaf)
-
-    def register(self, stand_in: Tensor, leaf: Structured) -> Tensor:
-        self.leaves[id(stand_in)] = (stand_in, leaf)  # held, so that no other tensor gets its id
-        return stand_in
-
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         self.call = func
         rule = self.table.get(func)
         if rule is not None:
             answer = self._answer(rule, args, kwargs)
             if answer is not NotImplemented:
-                self._note(func, rule, args)
-                return self.wrap(answer)
-        if self.leaves and func not in METADATA:
-            args, kwargs = optree.tree_map(self.dense_of, (args, kwargs), none_is_leaf=True)  # type: ignore[assignment]
+                if self.log is not None:
+                    self._note(func, args, rule.__name__)
+                return self._wrap(answer)
+        if self.structured and func not in METADATA:
+            args, kwargs = self._dense_args(args, kwargs)
         if self.log is not None and func not in METADATA:
-            self._note(func, None, args)
-        return func(*args, **kwargs)
+            self._note(func, args, "vmap")
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def _answer(self, rule: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the rule makes of the call; NotImplemented where a tensor is not ours to unwrap."""
         ours = False
         given: list[Any] = []
-        for arg in (*args, *kwargs.values()):
+        for arg in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(arg, Tensor):
-                if id(arg) in self.leaves:
-                    arg, ours = self.leaves[id(arg)][1], True
-                elif (level := level_of(arg)) == self.level:
-                    arg, ours = physical(arg, level), True
-                elif level > self.level:  # a transform inside the main network wraps it: vmap must take the call
+                if (found := self.known.get(id(arg))) is not None:
+                    arg, ours = found[1], True
+                elif (inner := physical(arg, self.level)) is not None:
+                    arg, ours = inner, True
+                elif level_of(arg) > self.level:  # wrapped by a transform inside the main network: vmap's to answer
                     return NotImplemented
                 else:
                     arg = arg.unsqueeze(0)
             given.append(arg)
         if not ours:
             return NotImplemented
+        if not kwargs:
+            return rule(*given)
         return rule(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
 
-    def wrap(self, answer: Leaf) -> Tensor:
-        if isinstance(answer, STRUCTURED):
-            return self.placeholder(answer)
-        return batched(answer, self.level)
+    def _wrap(self, answer: Leaf) -> Tensor:
+        if not isinstance(answer, STRUCTURED):
+            return batched(answer, self.level)
+        stand_in = placeholder(answer)
+        self.known = {**self.known, id(stand_in): (stand_in, answer)}
+        return stand_in
+
+    def _dense_args(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        kwargs = kwargs or {}
+        if any(isinstance(a, (list, tuple, dict)) for a in (*args, *kwargs.values())):
+            return optree.tree_map(self.dense_of, (args, kwargs), none_is_leaf=True)  # type: ignore[return-value]
+        return [self.dense_of(a) for a in args], {k: self.dense_of(a) for k, a in kwargs.items()}
 
     def dense_of(self, arg: Any) -> Any:
         """The argument; where it stands for a structured leaf, that leaf materialised, once per evaluation."""
         if not isinstance(arg, Tensor):
             return arg
         key = id(arg)
-        if key in self.leaves:
+        leaf = self.known[key][1] if key in self.known else None
+        if isinstance(leaf, STRUCTURED):
             if key not in self.dense:
-                self.dense[key] = batched(self.leaves[key][1].materialize(), self.level)
-                self._note("materialize", None, (self.dense[key],))
+                self.dense[key] = batched(leaf.materialize(), self.level)
+                if self.log is not None:
+                    self._note("materialize", (arg,), "no rule for what follows")
             return self.dense[key]
+        if not self.structured:
+            return arg
         inner = arg
         while level_of(inner) > self.level:  # a transform inside the main network wraps it
             inner = unwrapped(inner)
-            if id(inner) in self.leaves:
+            if id(inner) in self.known and isinstance(self.known[id(inner)][1], STRUCTURED):
                 got = "a structured weight inside another transform"
                 raise bad("main", "weights that its own transforms can see", got, 'use path="bmm" or "loop"', Refused)
         return arg
 
-    def _note(self, func: Any, rule: Any, args: Any) -> None:
-        if self.log is None:
-            return
-        name = func if isinstance(func, str) else call_name(func)
+    def _note(self, func: Any, args: Any, answered: str) -> None:
+        assert self.log is not None
         shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))
-        self.log.append((name, shapes, getattr(rule, "__name__", "vmap") if rule is not None else "vmap"))
+        self.log.append((call_name(func), shapes, answered))
+
+
+def placeholder(leaf: Structured) -> Tensor:
+    """A tensor of the leaf's shape that takes no memory; NaN, so that nothing can be computed from it unnoticed."""
+    data = data_of(leaf)
+    nan = _traced_nan if is_compiling() else _nan
+    return nan(data.dtype, data.device).expand(shape_of(leaf))
+
+
+def _traced_nan(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), float("nan"), dtype=dtype, device=device)
+
+
+_nan = cache(_traced_nan)
 
 
 def call_name(func: Any) -> str:
     """A torch function's public name."""
-    return (resolve_name(func) or getattr(func, "__name__", str(func))) if func is not None else "the main network"
+    if func is None or isinstance(func, str):
+        return func or "the main network"
+    return resolve_name(func) or getattr(func, "__name__", str(func))

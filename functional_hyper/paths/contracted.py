@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..weights import STRUCTURED, Generated, Leaf, LowRank, Scaled, Structured, materialize, shape_of
-from ._path import Choice, Load, Path
+from ._path import Choice, Load, Path, with_rows
 from ._path import linear as dense_linear
 from .bmm import bmm
 
@@ -32,14 +32,15 @@ def generated(x: Tensor, w: Generated, b: Tensor | None) -> Tensor:
         per_k = torch.einsum("ni,koi->kno", x.squeeze(0), w.head)
         y = (h @ per_k.flatten(1)).unflatten(1, (N, O))
         return y if b is None else y + b.unsqueeze(1)
+    rows = x.reshape(B * N, I)
+    each = h if N == 1 else h.repeat_interleave(N, 0)  # the features of each row's network
     if O <= I:
-        per_k = F.linear(x.reshape(B * N, I), w.head.reshape(K * O, I)).view(B, N, K, O)
-        if N == 1:
-            per_k, h = per_k.squeeze(1), h.unsqueeze(1)  # one (1, K) @ (K, O) for each network
-            return torch.bmm(h, per_k) if b is None else torch.baddbmm(b.unsqueeze(1), h, per_k)
-        y = (h[:, None, None] @ per_k).squeeze(2)
+        per_k = F.linear(rows, w.head.reshape(K * O, I)).view(B * N, K, O)
+        if N == 1 and b is not None:
+            return torch.baddbmm(b.unsqueeze(1), each.unsqueeze(1), per_k)
+        y = torch.bmm(each.unsqueeze(1), per_k).view(B, N, O)
     else:
-        outer = (h[:, None, :, None] * x.unsqueeze(2)).reshape(B * N, K * I)
+        outer = (each.unsqueeze(2) * rows.unsqueeze(1)).view(B * N, K * I)
         y = (outer @ w.head.mT.reshape(K * I, O)).view(B, N, O)
     return y if b is None else y + b.unsqueeze(1)
 
@@ -71,9 +72,7 @@ def contract(input: Any, weight: Any, bias: Any = None) -> Any:
         return NotImplemented
     if bias is not None and (not isinstance(bias, Tensor) or bias.dim() != 2 or bias.shape[-1] != O):
         return NotImplemented
-    rows = input.unsqueeze(1) if input.dim() == 2 else input.flatten(1, -2)
-    y = CONTRACT[type(weight)](rows, weight, bias)
-    return y.squeeze(1) if input.dim() == 2 else y.unflatten(1, input.shape[1:-1])
+    return with_rows(CONTRACT[type(weight)], input, weight, bias)
 
 
 DENSE = dense_linear(bmm)

@@ -15,6 +15,7 @@ from .._errors import Refused, bad
 from ..weights import Leaf, materialize
 from ._main import Caller
 from ._path import Path
+from ._rules import Log
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Loop(Path):
         # unbind once: indexing each network's weights makes the backward pass quadratic in B
         networks = list(zip(*(materialize(leaf).unbind(0) for leaf in leaves), strict=True))
 
-        def evaluate(args: tuple[Any, ...], log: list[tuple[str, str, str]] | None = None) -> Any:
+        def evaluate(args: tuple[Any, ...], log: Log | None = None) -> Any:
             columns = [a.unbind(0) if isinstance(a, Tensor) and not shared else [a] * len(networks) for a in args]
             check = randomness == "error" and not is_compiling()
             before = torch.get_rng_state() if check else None
