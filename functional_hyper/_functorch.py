@@ -37,7 +37,7 @@ unwrapped = _C.get_unwrapped
 
 
 def level_of(tensor: Tensor) -> int:
-    """The level of the outermost transform that wraps the tensor; negative where none does."""
+    """The level of the outermost transform that wraps the tensor; negative where none does. Eager only."""
     return _C.maybe_get_level(tensor)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any
 
 import optree
@@ -22,31 +21,25 @@ class ParamSpec:
     """Names, shapes and order of the generated parameters; `size` is P, the numbers in all.
 
     Plain data: hashable, picklable, equal to another by value. `template` has the pytree's structure with each leaf's
-    position in `slots`.
+    position in `slots`; `flat` says that it is a dict by name, as a module's is.
     """
 
     slots: tuple[Slot, ...]
     dtype: torch.dtype
     template: PyTree = field(hash=False)
 
-    @cached_property
-    def size(self) -> int:
-        """P, the generated numbers per network."""
-        return sum(slot.size for slot in self.slots)
+    # Derived once: torch.compile cannot trace cached_property, and every call of a model asks for them.
+    size: int = field(init=False, compare=False)
+    names: tuple[str, ...] = field(init=False, compare=False)
+    shapes: tuple[tuple[int, ...], ...] = field(init=False, compare=False)
+    flat: bool = field(init=False, compare=False)
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        return tuple(slot.name for slot in self.slots)
-
-    @cached_property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(slot.shape for slot in self.slots)
-
-    @cached_property
-    def flat_names(self) -> set[str]:
-        """The names where they are the template's own keys, as a module's are; else none."""
-        flat = isinstance(self.template, dict) and tuple(self.template) == self.names
-        return set(self.names) if flat else set()
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "size", sum(slot.size for slot in self.slots))
+        put(self, "names", tuple(slot.name for slot in self.slots))
+        put(self, "shapes", tuple(slot.shape for slot in self.slots))
+        put(self, "flat", isinstance(self.template, dict) and tuple(self.template) == self.names)
 
     def __repr__(self) -> str:
         return f"ParamSpec({len(self.slots)} parameters, P={self.size}, {self.dtype})"
@@ -154,7 +147,7 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 def leaves_of(call: str, spec: ParamSpec, tree: PyTree) -> list[Any]:
     """The tree's leaves in the spec's order; an error that lists the names where the structure is another."""
-    if isinstance(tree, dict) and isinstance(spec.template, dict) and tree.keys() == spec.flat_names:
+    if spec.flat and isinstance(tree, dict) and len(tree) == len(spec.names) and all(n in tree for n in spec.names):
         return [tree[name] for name in spec.names]
     out: list[Any] = [None] * len(spec.slots)
 

@@ -87,8 +87,8 @@ class Rules(TorchFunctionMode):
                     arg, ours = found[1], True
                 elif (inner := physical(arg, self.level)) is not None:
                     arg, ours = inner, True
-                elif level_of(arg) > self.level:  # wrapped by a transform inside the main network: vmap's to answer
-                    return NotImplemented
+                elif is_compiling() or level_of(arg) > self.level:
+                    return NotImplemented  # wrapped, or maybe, by a transform inside the main network: vmap's to answer
                 else:
                     arg = arg.unsqueeze(0)
             given.append(arg)
@@ -123,7 +123,7 @@ class Rules(TorchFunctionMode):
                 if self.log is not None:
                     self._note("materialize", (arg,), "no rule for what follows")
             return self.dense[key]
-        if not self.structured:
+        if not self.structured or is_compiling():  # a compiler cannot ask; NaN would betray a placeholder that escaped
             return arg
         inner = arg
         while level_of(inner) > self.level:  # a transform inside the main network wraps it
