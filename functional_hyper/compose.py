@@ -19,7 +19,7 @@ from .params import leaf_names, leaves_of
 from .paths import Load, Path
 from .paths._main import Caller
 from .paths._rules import Log
-from .weights import batch_of, gather
+from .weights import batch_of
 
 
 def compose(
@@ -98,7 +98,7 @@ class Model:
         check_leaves("model(cond=...)", spec.names, leaves, spec.shapes)
         if index is not None:
             self._check_index(index, batch_of(leaves[0])[0])
-            leaves = [gather(leaf, index) for leaf in leaves]
+            leaves = [self.path.gather(leaf, index) for leaf in leaves]
         inputs = self.inputs or count_inputs(x, self.many, self.shared)
         load = Load(batch_of(leaves[0])[0], inputs, self.evaluations)
         return Bound(self.caller, leaves, self.path, self.many, self.shared, load, self.randomness)

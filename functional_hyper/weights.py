@@ -113,9 +113,51 @@ class Scaled:
         return replace(self, **{k: s[index] for k in ("row", "column") if (s := getattr(self, k)) is not None})
 
 
-Structured: TypeAlias = Generated | LowRank | Scaled
+@dataclass(frozen=True)
+class Grouped:
+    """``W_s = weight[index[s]]``: S rows that share C networks, each network's rows side by side in a padded group.
+
+    `place` ``(S,)`` is each row's place in C groups of `most` places.
+    """
+
+    weight: Tensor  # (C, O, I)
+    index: Tensor  # (S,)
+    place: Tensor  # (S,)
+    most: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape[1:]
+
+    @property
+    def features(self) -> Tensor:
+        return self.weight[:1, 0, :1].expand(len(self.index), 1)
+
+    def materialize(self) -> Tensor:
+        """``(S, *shape)``."""
+        return self.weight[self.index]
+
+    def transposed(self) -> Grouped:
+        return replace(self, weight=self.weight.mT)
+
+    def gather(self, index: Tensor) -> Tensor:
+        return self.weight[self.index[index]]
+
+
+def group(weight: Tensor, index: Tensor) -> Grouped:
+    """Rows of C networks ``(C, O, I)`` by a concrete index ``(S,)``, grouped."""
+    order = index.argsort(stable=True)
+    counts = index.bincount(minlength=len(weight))
+    most = int(counts.max())
+    rank = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[index[order]]
+    place = torch.empty_like(order)
+    place[order] = index[order] * most + rank
+    return Grouped(weight, index, place, most)
+
+
+Structured: TypeAlias = Generated | LowRank | Scaled | Grouped
 Leaf: TypeAlias = Tensor | Structured
-STRUCTURED = (Generated, LowRank, Scaled)
+STRUCTURED = (Generated, LowRank, Scaled, Grouped)
 
 
 def materialize(leaf: Leaf) -> Tensor:

@@ -15,7 +15,7 @@ from torch.compiler import is_compiling
 from .._errors import Refused, bad
 from .._functorch import batched, new_level, unbatched
 from .._types import Table
-from ..weights import STRUCTURED, Leaf, batch_of, materialize
+from ..weights import STRUCTURED, Leaf, batch_of, gather, materialize
 from ._main import Caller
 from ._rules import Known, Log, Rules, call_name, placeholder
 
@@ -51,11 +51,13 @@ class Path:
         name: what `path=` calls it.
         table: torch function -> rule, see `paths/_rules.py`; `linear` makes one for `F.linear` from a product.
         prepare: the form of each weight, chosen once when the weights are bound.
+        gather: a leaf's networks by an index ``(S,)``, one for each row of x.
     """
 
     name: str
     table: Table = field(repr=False)
     prepare: Callable[[Leaf, Load], Choice] = field(default=dense, repr=False)
+    gather: Callable[[Leaf, Tensor], Leaf] = field(default=gather, repr=False)
 
     def bind(self, caller: Caller, leaves: Sequence[Leaf], randomness: str, shared: bool) -> Evaluation:
         """A function of physical inputs ``(B, N, ...)`` for leaves that `prepare` has formed."""

@@ -13,7 +13,11 @@ so contraction wins where ``(N E - 1) K <= a + b E``. `a` is what writing the we
 
 from __future__ import annotations
 
-from ..weights import Generated, Leaf, materialize, shape_of
+from torch import Tensor
+
+from .. import weights
+from .._functorch import is_concrete
+from ..weights import Generated, Leaf, batch_of, group, materialize, shape_of
 from ._path import Choice, Load, Path
 from .contracted import TABLE, form_of, keep
 
@@ -35,4 +39,20 @@ def choose(leaf: Leaf, load: Load) -> Choice:
     return Choice(materialize(kept.leaf), f"dense, bmm {tuple(shape_of(kept.leaf))}", why)
 
 
-PATH = Path("auto", TABLE, choose)
+def gather(leaf: Leaf, index: Tensor) -> Leaf:
+    """The networks of S rows: their rows grouped where C networks are written down more cheaply than S contract.
+
+    A group's products cost ``C (K + a) + C M`` for groups of at most M rows, ``S K`` the contraction of gathered
+    features, ``S a`` the copying of dense weights.
+    """
+    S, C = len(index), batch_of(leaf)[0]
+    if len(shape_of(leaf)) != 2 or not isinstance(leaf, (Tensor, Generated)) or not is_concrete(index) or not S * C:
+        return weights.gather(leaf, index)
+    most = int(index.bincount(minlength=C).max())
+    K = leaf.features.shape[-1] if isinstance(leaf, Generated) else 0
+    apart = S * K if isinstance(leaf, Generated) else S * ONCE
+    together = C * (K + ONCE if K else 0) + C * most
+    return group(materialize(leaf), index) if together < apart else weights.gather(leaf, index)
+
+
+PATH = Path("auto", TABLE, choose, gather)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import STRUCTURED, Generated, Leaf, LowRank, Scaled, Structured, materialize, shape_of
+from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, materialize, shape_of
 from ._path import Choice, Load, Path, with_rows
 from ._path import linear as dense_linear
 from .bmm import bmm
@@ -60,7 +60,18 @@ def scaled(x: Tensor, w: Scaled, b: Tensor | None) -> Tensor:
     return y if b is None else y + b.unsqueeze(1)
 
 
-CONTRACT: dict[type, Any] = {Generated: generated, LowRank: low_rank, Scaled: scaled}
+def grouped(x: Tensor, w: Grouped, b: Tensor | None) -> Tensor:
+    """One product for each network with all its rows, in place of one for each row; shapes as for `generated`."""
+    S, N = len(w.index), x.shape[1]
+    C, O, I = w.weight.shape
+    rows = x.expand(S, N, I).flatten(1)
+    padded = rows.new_zeros(C * w.most, N * I).index_copy(0, w.place, rows)
+    y = padded.view(C, w.most * N, I) @ w.weight.mT
+    y = y.view(C * w.most, N, O)[w.place]
+    return y if b is None else y + b.unsqueeze(1)
+
+
+CONTRACT: dict[type, Any] = {Generated: generated, LowRank: low_rank, Scaled: scaled, Grouped: grouped}
 
 
 def contract(input: Any, weight: Any, bias: Any = None) -> Any:
@@ -136,7 +147,7 @@ def keep(leaf: Leaf, load: Load) -> Choice:
 def form_of(leaf: Structured) -> str:
     """How a linear layer with this weight is computed."""
     if not isinstance(leaf, Generated):
-        return {LowRank: "low rank", Scaled: "scaled"}[type(leaf)]
+        return {LowRank: "low rank", Scaled: "scaled", Grouped: "dense, rows grouped by network"}[type(leaf)]
     O, I = shape_of(leaf)
     return "contracted, head first" if O <= I else "contracted, outer product first"
 
