@@ -1,6 +1,7 @@
 """Functional hypernetworks for PyTorch: one set of weights per sample, evaluated for the whole batch at once."""
 
 from . import initializers as initializers
+from . import ode as ode
 from ._errors import HyperError as HyperError
 from ._errors import Refused as Refused
 from .as_module import as_module as as_module

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import torch
 import torch._C._functorch as _C
 from torch import Tensor
 from torch._functorch import predispatch
@@ -63,3 +64,7 @@ def unbatched(tensor: Tensor, level: int, size: int) -> Tensor:
 def is_concrete(tensor: Tensor) -> bool:
     """Whether the tensor's values can be looked at: no transform wraps it, no compiler traces it."""
     return not is_compiling() and level_of(tensor) < 0
+
+
+inside_transform = torch._C._are_functorch_transforms_active
+"""Whether a torch.func transform is running."""

@@ -6,7 +6,7 @@ I/O a layer's in/out features."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -33,11 +33,13 @@ Head: TypeAlias = Float[Tensor, "K *shape"]
 Base: TypeAlias = Float[Tensor, "O *I"]
 """A matrix, or a kernel of more dims, that all networks share."""
 
-Factor: TypeAlias = Float[Tensor, "*batch F r"]
-"""One network's factor of low rank, for F in or out features."""
+OutFactor: TypeAlias = Float[Tensor, "*batch O r"]
+InFactor: TypeAlias = Float[Tensor, "*batch flatI r"]
+"""Each network's factors of low rank; flatI is I, for a kernel times its taps."""
 
-Scales: TypeAlias = Float[Tensor, "*batch F"]
-"""One network's scales of F in or out features."""
+OutScales: TypeAlias = Float[Tensor, "*batch O"]
+InScales: TypeAlias = Float[Tensor, "*batch flatI"]
+"""Each network's scales of outputs and inputs."""
 
 Inputs: TypeAlias = Shaped[Tensor, "B *rest"] | tuple[Any, ...]
 """What the main network reads: one tensor, or a tuple of positional arguments."""
@@ -49,6 +51,7 @@ Table: TypeAlias = "dict[Callable[..., Any], Callable[..., Any]]"
 """A path's rules: torch function -> physical rule."""
 
 
+@runtime_checkable
 class Init(Protocol):
     def __call__(
         self,
@@ -58,9 +61,11 @@ class Init(Protocol):
     ) -> Phi: ...
 
 
+@runtime_checkable
 class Apply(Protocol):
     def __call__(self, phi: Phi, cond: Cond, /) -> Flat: ...
 
 
+@runtime_checkable
 class Weights(Protocol):
     def __call__(self, phi: Phi, cond: Cond, /) -> PyTree: ...

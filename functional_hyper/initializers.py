@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ._errors import bad
 from .slots import Draw, Slot
 
 
+@runtime_checkable
 class Initializer(Protocol):
     def rows(self, slot: Slot, power: float) -> tuple[float, Draw]:
         """The head's standard deviation, and the draw of its constant row.

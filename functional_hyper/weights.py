@@ -14,7 +14,7 @@ import optree
 import torch
 from torch import Tensor
 
-from ._types import Base, Factor, Features, Head, PyTree, Scales
+from ._types import Base, Features, Head, InFactor, InScales, OutFactor, OutScales, PyTree
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class LowRank:
     """
 
     base: Base
-    u: Factor
-    v: Factor
+    u: OutFactor
+    v: InFactor
     scale: float = 1.0
 
     @property
@@ -84,8 +84,8 @@ class Scaled:
     """
 
     base: Base
-    row: Scales | None
-    column: Scales | None
+    row: OutScales | None
+    column: InScales | None
 
     @property
     def shape(self) -> torch.Size:

@@ -43,6 +43,7 @@ def full(
         `weights` are `Generated` leaves.
 
     Example:
+        >>> from functional_hyper import full, param_spec
         >>> hyper = full(param_spec(torch.nn.Linear(3, 2)), in_features=5)
         >>> hyper.apply(hyper.init(), torch.zeros(7, 5)).shape
         torch.Size([7, 8])

@@ -1,0 +1,104 @@
+"""`as_module`, `index=` and `explain`: what surrounds a composed model."""
+
+import pytest
+import torch
+from torch import nn
+
+import functional_hyper as fh
+
+
+@pytest.fixture
+def main() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.SiLU(), nn.Linear(7, 3)).double()
+
+
+def perturbed(hyper: fh.Hypernet) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    phi = hyper.init(generator)
+    return {
+        k: (v.detach() + 0.1 * torch.randn(v.shape, generator=generator, dtype=v.dtype)).requires_grad_()
+        for k, v in phi.items()
+    }
+
+
+def test_module_computes_the_model_and_trains(main: nn.Module):
+    hyper = fh.full(fh.param_spec(main, include="2.*"), 4)
+    phi, model = perturbed(hyper), fh.compose(hyper, main)
+    module = fh.as_module(model, phi)
+    cond, x = torch.randn(6, 4).double(), torch.randn(6, 5).double()
+    before = {k: v.detach().clone() for k, v in phi.items()}
+    torch.testing.assert_close(module(cond, x), model(phi, cond, x))
+    module(cond, x).square().sum().backward()
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    assert (module(cond, x) - model(phi, cond, x)).abs().max() > 0
+    assert all(torch.equal(before[k], v) for k, v in phi.items()), "the caller's phi is not the module's"
+    assert main[0].weight.grad is not None, "what is not generated trains in the main network"
+    assert main[2].weight.grad is None
+
+
+def test_module_state_dict_round_trip(main: nn.Module):
+    hyper = fh.low_rank(fh.param_spec(main), 4)
+    phi = perturbed(hyper)
+    module = fh.as_module(fh.compose(hyper, main), phi)
+    state = module.state_dict()
+    assert {k for k in state if k.startswith("phi.")} == {f"phi.{k}" for k in phi}
+    assert {k for k in state if not k.startswith("phi.")} == {f"main.{k}" for k in main.state_dict()}
+    other = fh.as_module(fh.compose(hyper, main), hyper.init())
+    other.load_state_dict(state)
+    cond, x = torch.randn(2, 4).double(), torch.randn(2, 5).double()
+    torch.testing.assert_close(other(cond, x), module(cond, x))
+
+
+def test_module_refuses_names_that_cannot_nest(main: nn.Module):
+    spec = fh.param_spec(main)
+    phi = {"a": torch.zeros(1), "a.b": torch.zeros(1)}
+    hyper = fh.Hypernet(spec, lambda *_, **__: phi, lambda phi, cond: cond @ torch.ones(4, spec.size))
+    with pytest.raises(fh.HyperError, match="names that nest"):
+        fh.as_module(fh.compose(hyper, main), phi)
+
+
+INDICES = {
+    "few networks": [0, 2, 1, 1, 2] * 40,
+    "one network": [1] * 30,
+    "an unused network": [3, 0, 3, 3],
+    "each its own": [2, 0, 1, 3],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES.keys())
+@pytest.mark.parametrize("make", [fh.full, fh.low_rank, fh.scaled], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("path", [*fh.PATHS, "auto"])
+def test_index_is_one_network_for_each_row(main: nn.Module, path: str, make, index: list[int]):
+    hyper = make(fh.param_spec(main), 4)
+    phi, rows = perturbed(hyper), torch.tensor(index, dtype=torch.long)
+    cond, x = torch.randn(4, 4).double(), torch.randn(len(index), 5).double().requires_grad_()
+    leaves = [*phi.values(), x]
+    got = fh.compose(hyper, main, path)(phi, cond, x, rows)
+    want = fh.compose(hyper, main, "loop")(phi, cond[rows], x)
+    assert got.shape == (len(index), 3)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (got, want)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_auto_groups_many_rows_of_few_networks(main: nn.Module):
+    hyper = fh.full(fh.param_spec(main), 4)
+    cond, index = torch.randn(3, 4).double(), torch.arange(300) % 3
+    model = fh.compose(hyper, main)
+    explained = fh.explain(model, hyper.init(), cond, torch.randn(300, 5).double(), index)
+    assert {name: form for name, form, _ in explained.weights}["0.weight"] == "dense, rows grouped by network"
+
+
+def test_explain_tells_form_and_rule(main: nn.Module):
+    hyper = fh.full(fh.param_spec(main), 4)
+    args = (hyper.init(), torch.randn(6, 4).double(), torch.randn(6, 5).double())
+    text = str(fh.explain(fh.compose(hyper, main), *args))
+    assert "contracted, head first" in text
+    assert "(N E - 1) K = 0 <= " in text
+    assert "torch.nn.functional.linear" in text
+    many = fh.explain(fh.compose(hyper, main, evaluations=1000), *args)
+    assert many.weights[0][1].startswith("dense")
+    assert any(answer == "vmap" for _, _, answer in fh.explain(fh.compose(hyper, main, "vmap"), *args).calls)
