@@ -11,6 +11,10 @@ class Refused(HyperError):
     """A path cannot evaluate this main network rightly, and says so instead of returning a number."""
 
 
+class Hidden(Refused):
+    """A transform inside the main network took hold of a weight that exists only as factors."""
+
+
 def bad(call: str, expected: object, got: object, mend: str, kind: type[HyperError] = HyperError) -> HyperError:
     """The error, ready to raise: `` `call` expected ..., got ...; mend ``."""
     return kind(f"`{call}` expected {expected}, got {got}; {mend}")

@@ -115,12 +115,15 @@ class Bound:
     ) -> None:
         if randomness not in ("error", "different"):
             raise bad("bind(randomness=...)", "'error' or 'different'", repr(randomness), "name one")
+        if load.inputs < 1 or load.evaluations < 1:
+            raise bad("bind(inputs=..., evaluations=...)", "numbers >= 1", (load.inputs, load.evaluations), "omit them")
         self.caller, self.path, self.many, self.shared = caller, path, many or shared, shared
         self.networks = load.networks
         if not self.networks:  # nothing to batch over: one network of zeros gives the result its shape
             leaves = [torch.cat([dense, dense.new_zeros(1, *dense.shape[1:])]) for dense in map(materialize, leaves)]
-        self.choices: list[Choice] = [path.prepare(leaf, load) for leaf in leaves]
-        self.run = path.bind(caller, [c.leaf for c in self.choices], randomness, shared)
+        with torch.enable_grad():  # weights prepared under no_grad would later give no gradients, without a word
+            self.choices: list[Choice] = [path.prepare(leaf, load) for leaf in leaves]
+            self.run = path.bind(caller, [c.leaf for c in self.choices], randomness, shared)
 
     def __call__(self, x: Inputs, log: Log | None = None) -> Any:
         self.caller.refuse_running_statistics()
@@ -188,6 +191,7 @@ def checked(main: Main, params: PyTree) -> tuple[list[Leaf], PyTree]:
 def check_leaves(call: str, names: Sequence[str], leaves: Sequence[Any], shapes: Sequence[Any]) -> None:
     """One batch dim, the same for all; the shapes of the main network; one dtype and one device."""
     like: Tensor | None = None
+    networks: int | None = None
     for name, leaf, shape in zip(names, leaves, shapes, strict=True):
         if isinstance(leaf, Generated) and leaf.features is like and leaf.head.shape[1:] == shape:
             continue  # the common case: many heads on the same features
@@ -199,8 +203,9 @@ def check_leaves(call: str, names: Sequence[str], leaves: Sequence[Any], shapes:
             mend = "one batch dim, then the parameter's own shape: unravel(param_spec(main), theta)"
             raise bad(call, f"{name} of shape {want}", (*batch, *shape_of(leaf)), mend)
         like = data if like is None else like
-        if batch[0] != like.shape[0]:
-            raise bad(call, f"B={like.shape[0]} networks in every leaf", f"{name}: {batch[0]}", "give one B")
+        networks = batch[0] if networks is None else networks
+        if batch[0] != networks:
+            raise bad(call, f"B={networks} networks in every leaf", f"{name}: {batch[0]}", "give one B")
         if (data.dtype, data.device) != (like.dtype, like.device):
             got = f"{name}: {data.dtype} on {data.device}"
             raise bad(call, f"{like.dtype} on {like.device} in every leaf", got, "convert with .to(...)")

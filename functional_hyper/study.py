@@ -87,7 +87,7 @@ def peak_bytes(f: Callable[[], Any]) -> int:
     events = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # type: ignore[attr-defined]
         peak = max(peak, held)
     return peak
 

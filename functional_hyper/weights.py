@@ -1,6 +1,7 @@
 """Leaf types: one generated parameter for all B networks, dense or as the factors that the hypernetwork gives it.
 
-A leaf has a `shape` per network, a number of `networks`, and `materialize()`, its dense meaning. What a path computes
+A leaf has a `shape` per network, `batch` dims in front, `data` (a tensor of its dtype and device), and `materialize()`,
+its dense meaning. What a path computes
 with the factors is the path's business (`paths/contracted.py`).
 """
 
@@ -31,6 +32,14 @@ class Generated:
     def shape(self) -> torch.Size:
         return self.head.shape[1:]
 
+    @property
+    def data(self) -> Tensor:
+        return self.features
+
+    @property
+    def batch(self) -> torch.Size:
+        return self.features.shape[:-1]
+
     def materialize(self) -> Tensor:
         """``(*batch, *shape)``, as one GEMM."""
         flat = self.features @ self.head.flatten(1) if self.shape else self.features @ self.head
@@ -60,8 +69,12 @@ class LowRank:
         return self.base.shape
 
     @property
-    def features(self) -> Tensor:
-        return self.u.flatten(-2)
+    def data(self) -> Tensor:
+        return self.base
+
+    @property
+    def batch(self) -> torch.Size:
+        return self.u.shape[:-2]
 
     def materialize(self) -> Tensor:
         """``(*batch, *shape)``."""
@@ -92,10 +105,14 @@ class Scaled:
         return self.base.shape
 
     @property
-    def features(self) -> Tensor:
+    def data(self) -> Tensor:
+        return self.base
+
+    @property
+    def batch(self) -> torch.Size:
         scales = self.row if self.row is not None else self.column
         assert scales is not None  # the constructor makes one of them
-        return scales
+        return scales.shape[:-1]
 
     def materialize(self) -> Tensor:
         """``(*batch, *shape)``."""
@@ -130,8 +147,12 @@ class Grouped:
         return self.weight.shape[1:]
 
     @property
-    def features(self) -> Tensor:
-        return self.weight[:1, 0, :1].expand(len(self.index), 1)
+    def data(self) -> Tensor:
+        return self.weight
+
+    @property
+    def batch(self) -> torch.Size:
+        return self.index.shape
 
     def materialize(self) -> Tensor:
         """``(S, *shape)``."""
@@ -182,9 +203,9 @@ def shape_of(leaf: Leaf) -> tuple[int, ...]:
 
 def batch_of(leaf: Leaf) -> tuple[int, ...]:
     """The dims in front: exactly ``(B,)`` where a path evaluates the leaf."""
-    return tuple(leaf.shape[:1] if isinstance(leaf, Tensor) else leaf.features.shape[:-1])
+    return tuple(leaf.shape[:1] if isinstance(leaf, Tensor) else leaf.batch)
 
 
 def data_of(leaf: Leaf) -> Tensor:
     """A tensor of the leaf's dtype and device."""
-    return leaf if isinstance(leaf, Tensor) else leaf.features
+    return leaf if isinstance(leaf, Tensor) else leaf.data

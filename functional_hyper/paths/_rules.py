@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from .._errors import Refused, bad
+from .._errors import Hidden, bad
 from .._functorch import batched, level_of, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
@@ -130,7 +130,7 @@ class Rules(TorchFunctionMode):
             inner = unwrapped(inner)
             if id(inner) in self.known and isinstance(self.known[id(inner)][1], STRUCTURED):
                 got = "a structured weight inside another transform"
-                raise bad("main", "weights that its own transforms can see", got, 'use path="bmm" or "loop"', Refused)
+                raise bad("main", "weights that its own transforms can see", got, 'use path="bmm" or "loop"', Hidden)
         return arg
 
     def _note(self, func: Any, args: Any, answered: str) -> None:

@@ -13,12 +13,18 @@ so contraction wins where ``(N E - 1) K <= a + b E``. `a` is what writing the we
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor
 
 from .. import weights
+from .._errors import Hidden
 from .._functorch import is_concrete
-from ..weights import Generated, Leaf, batch_of, group, materialize, shape_of
+from ..weights import STRUCTURED, Generated, Leaf, batch_of, group, materialize, shape_of
+from ._main import Caller
 from ._path import Choice, Load, Path
+from ._rules import Log
 from .contracted import TABLE, form_of, keep
 
 ONCE, EACH = 100.0, 16.0  # a and b
@@ -55,4 +61,21 @@ def gather(leaf: Leaf, index: Tensor) -> Leaf:
     return group(materialize(leaf), index) if together < apart else weights.gather(leaf, index)
 
 
-PATH = Path("auto", TABLE, choose, gather)
+class Auto(Path):
+    """Factors where they pay; dense weights after all where the main network's own transforms must see them."""
+
+    def bind(self, caller: Caller, leaves: Sequence[Leaf], randomness: str, shared: bool) -> Callable[..., Any]:  # type: ignore[override]
+        bound = super().bind(caller, leaves, randomness, shared)
+        if not any(isinstance(leaf, STRUCTURED) for leaf in leaves):
+            return bound
+
+        def evaluate(args: tuple[Any, ...], log: Log | None = None) -> Any:
+            try:
+                return bound(args, log)
+            except Hidden:
+                return super(Auto, self).bind(caller, [*map(materialize, leaves)], randomness, shared)(args, log)
+
+        return evaluate
+
+
+PATH = Auto("auto", TABLE, choose, gather)
