@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+import torch._C._autograd as _hooks
 import torch._C._functorch as _C
 from torch import Tensor
 from torch._functorch import predispatch
@@ -68,3 +69,17 @@ def is_concrete(tensor: Tensor) -> bool:
 
 inside_transform = torch._C._are_functorch_transforms_active
 """Whether a torch.func transform is running."""
+
+
+@contextmanager
+def no_recomputation(message: str) -> Iterator[None]:
+    """Refuse new saved-tensor hooks, which activation checkpointing needs; those of a caller outside stay."""
+    before = _hooks._saved_tensors_hooks_get_disabled_error_message()
+    _hooks._saved_tensors_hooks_disable(message, False)
+    try:
+        yield
+    finally:
+        if before is None:
+            _hooks._saved_tensors_hooks_enable()
+        else:
+            _hooks._saved_tensors_hooks_disable(before, False)

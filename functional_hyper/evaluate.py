@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optree
@@ -16,7 +16,7 @@ from .params import leaf_names
 from .paths import Choice, Load, Path
 from .paths._main import Caller
 from .paths._rules import Log
-from .weights import STRUCTURED, Generated, Leaf, batch_of, data_of, materialize, shape_of
+from .weights import STRUCTURED, Generated, Leaf, batch_of, data_of, map_tensors, materialize, shape_of
 
 MANY = 256  # inputs per network that `bind(many=True)` expects where it is not told
 
@@ -95,7 +95,7 @@ def evaluate(
 
 def count_inputs(x: Inputs, many: bool, shared: bool) -> int:
     """N, as the first tensor of x shows it."""
-    first = next((a for a in (x if isinstance(x, tuple) else (x,)) if isinstance(a, Tensor)), None)
+    first = next((a for a in optree.tree_leaves(x) if isinstance(a, Tensor)), None)  # type: ignore[arg-type]
     at = 0 if shared else 1
     return max(1, first.shape[at]) if first is not None and (many or shared) and first.dim() > at else 1
 
@@ -119,6 +119,8 @@ class Bound:
             raise bad("bind(inputs=..., evaluations=...)", "numbers >= 1", (load.inputs, load.evaluations), "omit them")
         self.caller, self.path, self.many, self.shared = caller, path, many or shared, shared
         self.networks = load.networks
+        if caller.scripted:  # a script's calls cannot be seen from outside: placeholders would reach its arithmetic
+            leaves = [materialize(leaf) for leaf in leaves]
         if not self.networks:  # nothing to batch over: one network of zeros gives the result its shape
             leaves = [torch.cat([dense, dense.new_zeros(1, *dense.shape[1:])]) for dense in map(materialize, leaves)]
         with torch.enable_grad():  # weights prepared under no_grad would later give no gradients, without a word
@@ -127,11 +129,9 @@ class Bound:
 
     def __call__(self, x: Inputs, log: Log | None = None) -> Any:
         self.caller.refuse_running_statistics()
-        args = x if isinstance(x, tuple) else (x,)
-        if not self.shared:
-            args = tuple(self._checked(a) if isinstance(a, Tensor) else a for a in args)
-        y = self.run(args, log)
-        return self._out(y) if isinstance(y, Tensor) else optree.tree_map(self._out, y)
+        keep: Callable[[Tensor], Tensor] = (lambda a: a) if self.shared else self._checked
+        args = tuple([map_tensors("net(x=...)", keep, a) for a in (x if isinstance(x, tuple) else (x,))])
+        return map_tensors("main", self._out, self.run(args, log))
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.dim() < (2 if self.many else 1) or x.shape[0] != self.networks:
@@ -141,9 +141,7 @@ class Bound:
         x = x if self.many else x.unsqueeze(1)
         return x if self.networks else torch.cat([x, x.new_zeros(1, *x.shape[1:])])
 
-    def _out(self, y: Any) -> Any:
-        if not isinstance(y, Tensor):
-            return y
+    def _out(self, y: Tensor) -> Tensor:
         y = y if self.networks else y[:0]
         if self.many:
             return y

@@ -75,7 +75,8 @@ def param_spec(main: nn.Module | PyTree, include: str | Sequence[str] | None = N
     """
     if isinstance(main, nn.Module):
         named = _select(main, include)
-        owners = {n: main.get_submodule(n.rpartition(".")[0]) for n in named}
+        modules = dict(main.named_modules())
+        owners = {n: modules[n.rpartition(".")[0]] for n in named}
         template: PyTree = {name: i for i, name in enumerate(named)}
     else:
         if include is not None:

@@ -15,6 +15,7 @@ import optree
 import torch
 from torch import Tensor
 
+from ._errors import bad
 from ._types import Base, Features, Head, InFactor, InScales, OutFactor, OutScales, PyTree
 
 
@@ -189,6 +190,28 @@ def materialize(leaf: Leaf) -> Tensor:
 def gather(leaf: Leaf, index: Tensor) -> Leaf:
     """The leaf whose network ``s`` is this one's network ``index[s]``; factors that are shared stay so."""
     return leaf[index] if isinstance(leaf, Tensor) else leaf.gather(index)
+
+
+PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Generator)
+
+
+def map_tensors(call: str, f: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
+    """`f` of every tensor of inputs or outputs; numbers and names stay, anything else could hide a tensor.
+
+    Raises:
+        HyperError: a leaf of another type, such as a dataclass.
+    """
+    if isinstance(tree, Tensor):
+        return f(tree)
+
+    def leaf(t: Any) -> Any:
+        if isinstance(t, Tensor):
+            return f(t)
+        if isinstance(t, PLAIN):
+            return t
+        raise bad(call, "tensors, in dicts, lists and tuples", type(t).__name__, "return or pass its tensors")
+
+    return optree.tree_map(leaf, tree, none_is_leaf=True)
 
 
 def map_leaves(f: Callable[..., Any], tree: PyTree, *more: PyTree) -> PyTree:

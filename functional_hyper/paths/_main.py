@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.func import functional_call
+from torch.jit import ScriptFunction, ScriptModule
 from torch.nn.modules.batchnorm import _NormBase
 
 from .._errors import Refused, bad
+from .._functorch import no_recomputation
 from .._types import Main, PyTree
 from ..weights import map_leaves
 
@@ -24,23 +26,32 @@ class Caller:
 
     def __init__(self, main: Main, template: PyTree) -> None:
         self.main, self.template = main, template
+        modules = list(main.modules()) if isinstance(main, nn.Module) else []
         self.sites = _sites(main, template) if isinstance(main, nn.Module) else []
-        norms = [m for m in main.modules() if isinstance(m, _NormBase)] if isinstance(main, nn.Module) else []
-        self.tracking = [m for m in norms if m.track_running_stats]
+        self.tracking = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
+        self.scripted = any(isinstance(m, (ScriptModule, ScriptFunction)) for m in [main, *modules])
+        # nn.utils.weight_norm and its like leave the weight they compute behind as an attribute
+        self.hooked = [vars(m) for m in modules if m._forward_pre_hooks]
 
     def __call__(self, weights: Sequence[Tensor], args: tuple[Any, ...]) -> Any:
-        if not isinstance(self.main, nn.Module):
-            return self.main(map_leaves(lambda i: weights[i], self.template), *args)
         if is_compiling():  # Dynamo knows functional_call; eager saves its 50 microseconds
-            return functional_call(self.main, {n: weights[i] for n, i in self.template.items()}, args)
-        own = [box[key] for box, key, _ in self.sites]
-        try:
-            for box, key, i in self.sites:
-                box[key] = weights[i]
-            return self.main(*args)
-        finally:
-            for (box, key, _), parameter in zip(self.sites, own, strict=True):
-                box[key] = parameter
+            if isinstance(self.main, nn.Module):
+                return functional_call(self.main, {n: weights[i] for n, i in self.template.items()}, args)
+            return self.main(map_leaves(lambda i: weights[i], self.template), *args)
+        with no_recomputation(RECOMPUTED):
+            if not isinstance(self.main, nn.Module):
+                return self.main(map_leaves(lambda i: weights[i], self.template), *args)
+            own = [box[key] for box, key, _ in self.sites]
+            left = [{k: v for k, v in attributes.items() if isinstance(v, Tensor)} for attributes in self.hooked]
+            try:
+                for box, key, i in self.sites:
+                    box[key] = weights[i]
+                return self.main(*args)
+            finally:
+                for (box, key, _), parameter in zip(self.sites, own, strict=True):
+                    box[key] = parameter
+                for attributes, tensors in zip(self.hooked, left, strict=True):
+                    attributes.update(tensors)
 
     def refuse_running_statistics(self) -> None:
         """BatchNorm in training would write every network's statistics into the one module's buffers."""
@@ -48,6 +59,10 @@ class Caller:
             if module.training:
                 mend = "call main.eval(), or use track_running_stats=False, GroupNorm or LayerNorm"
                 raise bad("main", "no running statistics to update", f"{module} in training", mend, Refused)
+
+
+# A backward pass that runs the main network again would find other weights in it, or find vmap gone.
+RECOMPUTED = "activation checkpointing inside the main network"
 
 
 def _sites(main: nn.Module, template: dict[str, int]) -> list[tuple[Any, Any, int]]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-import optree
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .._errors import Refused, bad
+from .._errors import Refused
 from .._functorch import batched, new_level, unbatched
 from .._types import Table
-from ..weights import STRUCTURED, Leaf, batch_of, gather, materialize
+from ..weights import STRUCTURED, Leaf, batch_of, gather, map_tensors, materialize
+from ._guards import changed, judge, row, versions
 from ._main import Caller
-from ._rules import Known, Log, Rules, call_name, placeholder
+from ._rules import Known, Log, Rules, placeholder
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Evaluation:
     def __init__(self, table: Table, caller: Caller, leaves: tuple[Leaf, ...], randomness: str, shared: bool) -> None:
         self.table, self.caller, self.leaves, self.shared = table, caller, leaves, shared
         self.randomness, self.size = randomness, batch_of(leaves[0])[0]
+        self.dense = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._seen: dict[int, tuple[list[Tensor], Known]] = {}
 
     def _weights(self, level: int) -> tuple[list[Tensor], Known]:
@@ -83,34 +84,34 @@ class Evaluation:
         return seen, known
 
     def __call__(self, args: tuple[Any, ...], log: Log | None = None) -> Any:
+        if is_compiling():
+            return self._evaluate(args, log, [], [])
+        calls: list[Rules] = []
+        before = versions(self.dense)
+        written: list[Tensor] = []
+        try:
+            y = self._evaluate(args, log, calls, written)
+        except Refused:
+            raise
+        except Exception as error:
+            call = calls[0].call if calls else None
+            rows = (args if self.shared else row(args, b) for b in range(self.size))
+            raise judge(self.caller, self.leaves, rows, call, error) from error
+        if before != versions(self.dense) or any(versions(written)):
+            raise changed()
+        return y
+
+    def _evaluate(self, args: tuple[Any, ...], log: Log | None, calls: list[Rules], written: list[Tensor]) -> Any:
         with new_level(self.size, self.randomness) as level:
             weights, known = self._weights(level)
             rules = Rules(self.table, level, known, log)
+            calls.append(rules)
             if not self.shared:
-                args = tuple(batched(a, level) if isinstance(a, Tensor) else a for a in args)
-            try:
-                with rules:
-                    y = self.caller(weights, args)
-            except RuntimeError as error:
-                if isinstance(error, NotImplementedError) or not REFUSALS.search(str(error)):
-                    raise
-                raise refusal(call_name(rules.call), error) from error
-
-            def out(t: Any) -> Any:
-                return unbatched(rules.dense_of(t), level, self.size) if isinstance(t, Tensor) else t
-
-            return out(y) if isinstance(y, Tensor) else optree.tree_map(out, y)
-
-
-REFUSALS = re.compile(r"vmap|functorch|[Bb]atching rule")
-
-
-def refusal(call: str, error: Exception) -> Refused:
-    """vmap's own refusal, with the call that met it and the way out."""
-    first = str(error).strip().splitlines()[0]
-    refused = bad("main", "calls that vmap can batch", f"{call} ({first})", 'use path="loop"', Refused)
-    assert isinstance(refused, Refused)
-    return refused
+                args = tuple([map_tensors("net(x=...)", lambda a: batched(a, level), a) for a in args])
+            with rules:
+                y = self.caller(weights, args)
+            written += rules.written
+            return map_tensors("main", lambda t: unbatched(rules.dense_of(t), level, self.size), y)
 
 
 def linear(product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Callable[..., Any]:
@@ -125,7 +126,7 @@ def linear(product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Callab
         if not isinstance(input, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 3 or input.dim() < 2:
             return NotImplemented
         B, O, I = weight.shape
-        if input.shape[-1] != I or input.shape[0] not in (1, B):
+        if input.shape[-1] != I or input.shape[0] not in (1, B) or not same_dtype(input, weight):
             return NotImplemented
         if bias is not None and bias.shape not in ((B, O), (1, O)):
             return NotImplemented
@@ -145,3 +146,8 @@ def with_rows(product: Callable[[Tensor, Any, Any], Tensor], x: Tensor, w: Any, 
     if x.dim() == 2:
         return product(x.unsqueeze(1), w, b).squeeze(1)
     return product(x.flatten(1, -2), w, b).unflatten(1, x.shape[1:-1])
+
+
+def same_dtype(x: Tensor, w: Tensor) -> bool:
+    """Whether torch would multiply them; under autocast it sees to that itself."""
+    return x.dtype == w.dtype or torch.is_autocast_enabled(x.device.type)

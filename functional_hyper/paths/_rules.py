@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from inspect import signature
 from typing import Any, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
 from .._errors import Hidden, bad
 from .._functorch import batched, level_of, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
+from ._guards import MENDS, call_name, changed, writes
 
 # What a placeholder can answer itself: it has the parameter's shape, dtype and device.
 METADATA: frozenset[Any] = frozenset(
@@ -37,6 +39,8 @@ METADATA: frozenset[Any] = frozenset(
     ]
 )
 
+
+REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 Known: TypeAlias = dict[int, tuple[Tensor, Leaf]]
 Log: TypeAlias = list[tuple[str, str, str]]
@@ -60,10 +64,13 @@ class Rules(TorchFunctionMode):
         self.known = known
         self.structured = any(isinstance(leaf, STRUCTURED) for _, leaf in known.values())
         self.dense: dict[int, Tensor] = {}
+        self.written: list[Tensor] = []
         self.call: Any = None
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.call = func
+        if not is_compiling() and (written := writes(func, args, kwargs)):
+            self._refuse_writes(written)
         rule = self.table.get(func)
         if rule is not None:
             answer = self._answer(rule, args, kwargs)
@@ -71,8 +78,14 @@ class Rules(TorchFunctionMode):
                 if self.log is not None:
                     self._note(func, args, rule.__name__)
                 return self._wrap(answer)
+        if func == REQUIRES_GRAD:
+            return self._requires_grad(args[0])
         if self.structured and func not in METADATA:
             args, kwargs = self._dense_args(args, kwargs)
+        if (mend := MENDS.get(func)) is not None:
+            answer = mend(*args, **(kwargs or {}))
+            if answer is not NotImplemented:
+                return answer
         if self.log is not None and func not in METADATA:
             self._note(func, args, "vmap")
         return func(*args, **kwargs) if kwargs else func(*args)
@@ -96,7 +109,11 @@ class Rules(TorchFunctionMode):
             return NotImplemented
         if not kwargs:
             return rule(*given)
-        return rule(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
+        try:
+            bound = signature(rule).bind(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
+        except TypeError:  # an argument that the rule does not know, such as out=
+            return NotImplemented
+        return rule(*bound.args, **bound.kwargs)
 
     def _wrap(self, answer: Leaf) -> Tensor:
         if not isinstance(answer, STRUCTURED):
@@ -119,7 +136,12 @@ class Rules(TorchFunctionMode):
         leaf = self.known[key][1] if key in self.known else None
         if isinstance(leaf, STRUCTURED):
             if key not in self.dense:
-                self.dense[key] = batched(leaf.materialize(), self.level)
+                dense = leaf.materialize()
+                # a transform inside the main network wraps what is computed in it
+                while not is_compiling() and level_of(dense) > self.level:
+                    dense = unwrapped(dense)
+                self.written.append(dense)
+                self.dense[key] = batched(dense, self.level)
                 if self.log is not None:
                     self._note("materialize", (arg,), "no rule for what follows")
             return self.dense[key]
@@ -132,6 +154,22 @@ class Rules(TorchFunctionMode):
                 got = "a structured weight inside another transform"
                 raise bad("main", "weights that its own transforms can see", got, 'use path="bmm" or "loop"', Hidden)
         return arg
+
+    def _requires_grad(self, arg: Tensor) -> bool:
+        """As the main network would find it in the loop: vmap's wrappers deny it."""
+        known = self.known.get(id(arg))
+        if known is not None and isinstance(known[1], STRUCTURED):
+            return any(isinstance(t, Tensor) and t.requires_grad for t in vars(known[1]).values())
+        inner: Any = known[1] if known is not None else physical(arg, self.level)
+        return (arg if inner is None else inner).requires_grad
+
+    def _refuse_writes(self, tensors: list[Tensor]) -> None:
+        """A write into a weight, or into a view of one, must not reach the caller's tensor."""
+        stores = {w.untyped_storage()._cdata for _, w in self.known.values() if isinstance(w, Tensor)}
+        for tensor in tensors:
+            inner = physical(tensor, self.level)
+            if id(tensor) in self.known or (inner is not None and inner.untyped_storage()._cdata in stores):
+                raise changed()
 
     def _note(self, func: Any, args: Any, answered: str) -> None:
         assert self.log is not None
@@ -151,10 +189,3 @@ def _traced_nan(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 _nan = cache(_traced_nan)
-
-
-def call_name(func: Any) -> str:
-    """A torch function's public name."""
-    if func is None or isinstance(func, str):
-        return func or "the main network"
-    return resolve_name(func) or getattr(func, "__name__", str(func))

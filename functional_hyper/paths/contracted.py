@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, materialize, shape_of
-from ._path import Choice, Load, Path, with_rows
+from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, data_of, materialize, shape_of
+from ._path import Choice, Load, Path, same_dtype, with_rows
 from ._path import linear as dense_linear
 from .bmm import bmm
 
@@ -81,6 +81,8 @@ def contract(input: Any, weight: Any, bias: Any = None) -> Any:
     O, I = shape_of(weight)
     if not isinstance(input, Tensor) or input.dim() < 2 or input.shape[-1] != I:
         return NotImplemented
+    if not same_dtype(input, data_of(weight)):
+        return NotImplemented
     if bias is not None and (not isinstance(bias, Tensor) or bias.dim() != 2 or bias.shape[-1] != O):
         return NotImplemented
     return with_rows(CONTRACT[type(weight)], input, weight, bias)
@@ -89,28 +91,33 @@ def contract(input: Any, weight: Any, bias: Any = None) -> Any:
 DENSE = dense_linear(bmm)
 
 
-def transpose(weight: Any, *dims: Any) -> Any:
+def transpose(input: Any, dim0: Any = 0, dim1: Any = 1) -> Any:
     """`w.t()`, `w.T`, `w.mT` and `w.transpose(0, 1)` of a structured weight keep its structure."""
-    swaps = not dims or {d % 2 for d in dims if isinstance(d, int)} == {0, 1}
-    return weight.transposed() if isinstance(weight, STRUCTURED) and swaps else NotImplemented
+    swaps = isinstance(dim0, int) and isinstance(dim1, int) and {dim0 % 2, dim1 % 2} == {0, 1}
+    return input.transposed() if isinstance(input, STRUCTURED) and swaps else NotImplemented
 
 
-def matmul(left: Any, right: Any) -> Any:
+def matmul(input: Any, other: Any) -> Any:
     """`x @ w` and `w @ x` with a structured w."""
-    if isinstance(right, STRUCTURED) and isinstance(left, Tensor):
-        return contract(left, right.transposed())
-    if isinstance(left, STRUCTURED) and isinstance(right, Tensor):
-        if right.dim() == 2:
-            return contract(right, left)
-        y = contract(right.mT, left)
+    if isinstance(other, STRUCTURED) and isinstance(input, Tensor):
+        return contract(input, other.transposed())
+    if isinstance(input, STRUCTURED) and isinstance(other, Tensor):
+        if other.dim() == 2:
+            return contract(other, input)
+        y = contract(other.mT, input)
         return y if y is NotImplemented else y.mT
     return NotImplemented
 
 
+def mm(input: Any, mat2: Any) -> Any:
+    """`torch.mm`, as `matmul`."""
+    return matmul(input, mat2)
+
+
 def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    """`addmm(b, x, w)` with a structured w."""
+    """`addmm(b, x, w)` with a structured w; b is one row for all, or a matrix."""
     product = matmul(mat1, mat2)
-    if product is NotImplemented or not isinstance(input, Tensor):
+    if product is NotImplemented or not isinstance(input, Tensor) or input.dim() not in (2, 3):
         return NotImplemented
     return beta * (input.unsqueeze(1) if input.dim() == 2 else input) + alpha * product
 
@@ -154,7 +161,8 @@ def form_of(leaf: Structured) -> str:
 
 TABLE: dict[Any, Any] = {
     F.linear: contract,
-    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__], matmul),
+    **dict.fromkeys([torch.matmul, Tensor.matmul, Tensor.__matmul__], matmul),
+    **dict.fromkeys([torch.mm, Tensor.mm], mm),
     **dict.fromkeys([torch.addmm, Tensor.addmm], addmm),
     torch.einsum: einsum,
     **dict.fromkeys([torch.t, Tensor.t, torch.transpose, Tensor.transpose], transpose),

@@ -1,0 +1,110 @@
+"""What keeps a path honest where vmap alone would be wrong or silent: each guard ends in a clear refusal or a mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import resolve_name
+
+from .._errors import Refused, bad
+from ..weights import Leaf, map_tensors, materialize
+from ._main import RECOMPUTED, Caller
+
+
+def call_name(func: Any) -> str:
+    """A torch function's public name."""
+    if func is None or isinstance(func, str):
+        return func or "the main network"
+    return resolve_name(func) or getattr(func, "__name__", str(func))
+
+
+def changed() -> Refused:
+    """The refusal of a main network that writes into its weights: into factors without effect, or into the caller's."""
+    mend = "compute a new tensor instead, such as w.clamp(...)"
+    refused = bad("main", "weights that are only read", "an in-place change of a weight", mend, Refused)
+    assert isinstance(refused, Refused)
+    return refused
+
+
+def writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that a torch call changes in place, as its name and arguments tell."""
+    name = getattr(func, "__name__", "")
+    target = [args[0]] if args and (name in IN_PLACE or (name.endswith("_") and not name.startswith("_"))) else []
+    if func is F.embedding and ((len(args) > 3 and args[3] is not None) or (kwargs or {}).get("max_norm") is not None):
+        target = [args[1] if len(args) > 1 else kwargs["weight"]]
+    out = (kwargs or {}).get("out")
+    return [t for t in (*target, *(out if isinstance(out, (tuple, list)) else [out])) if isinstance(t, Tensor)]
+
+
+OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", *OPERATORS))
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [-1 if t.is_inference() else t._version for t in tensors]
+
+
+def own_error(error: Exception) -> Exception:
+    """A main network's own error; a refusal where autograd found a forbidden write or a forbidden recomputation."""
+    text = str(error)
+    if RECOMPUTED in text:
+        return recomputed()
+    return changed() if isinstance(error, RuntimeError) and FORBIDDEN_WRITE.search(text) else error
+
+
+FORBIDDEN_WRITE = re.compile(r"Output \d+ of \w+ is a view and .*modified in-?place", re.DOTALL)
+
+
+def row(args: tuple[Any, ...], b: int) -> tuple[Any, ...]:
+    """The inputs of network b."""
+    return tuple([map_tensors("net(x=...)", lambda a: a[b], arg) for arg in args])
+
+
+def judge(
+    caller: Caller, leaves: Sequence[Leaf], rows: Iterable[tuple[Any, ...]], call: Any, error: Exception
+) -> Exception:
+    """What an exception under vmap means: the main network's own error, if a plain call raises too, else a refusal.
+
+    Args:
+        caller, leaves: the main network and its weights.
+        rows: every network's inputs.
+        call: the torch function that was on when the error came.
+        error: what came.
+    """
+    dense = [materialize(leaf) for leaf in leaves]
+    for b, one in enumerate(rows):
+        try:
+            caller([weight[b] for weight in dense], one)
+        except Exception as own:
+            return own_error(own)
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    random = "randomness" in first
+    mend = 'pass randomness="different", or call main.eval()' if random else 'use path="loop"'
+    return bad("main", "calls that vmap can batch", f"{call_name(call)} ({first})", mend, Refused)
+
+
+def recomputed() -> Refused:
+    """The refusal of activation checkpointing inside the main network."""
+    refused = bad("main", "one pass through its layers", RECOMPUTED, "checkpoint around the model instead", Refused)
+    assert isinstance(refused, Refused)
+    return refused
+
+
+def embedding(
+    input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, *args: Any, **kwargs: Any
+) -> Any:
+    """vmap forgets that a padding row gets no gradient: cut the row off here."""
+    if padding_idx is None or max_norm is not None:
+        return NotImplemented
+    row = torch.arange(weight.shape[0], device=weight.device) == padding_idx % weight.shape[0]
+    return F.embedding(input, torch.where(row.unsqueeze(1), weight.detach(), weight), None, max_norm, *args, **kwargs)
+
+
+MENDS: dict[Any, Callable[..., Any]] = {F.embedding: embedding}
+"""Calls that vmap gets wrong, in terms of calls that it gets right; for every path."""
