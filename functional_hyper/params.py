@@ -158,7 +158,7 @@ def leaves_of(call: str, spec: ParamSpec, tree: PyTree) -> list[Any]:
         out[i] = leaf
 
     try:
-        optree.tree_map_(put, spec.template, tree)  # type: ignore[arg-type]
+        optree.tree_map(put, spec.template, tree)  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError):
         got = leaf_names(tree)
         raise unknown(call, spec.names, got) from None

@@ -97,7 +97,7 @@ def test_explain_tells_form_and_rule(main: nn.Module):
     args = (hyper.init(), torch.randn(6, 4).double(), torch.randn(6, 5).double())
     text = str(fh.explain(fh.compose(hyper, main), *args))
     assert "contracted, head first" in text
-    assert "(N E - 1) K = 0 <= " in text
+    assert " dense with N=1, E=1, K=65" in text
     assert "torch.nn.functional.linear" in text
     many = fh.explain(fh.compose(hyper, main, evaluations=1000), *args)
     assert many.weights[0][1].startswith("dense")

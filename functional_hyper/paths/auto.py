@@ -1,14 +1,15 @@
 """`auto`: for each weight, contract or materialise.
 
-A weight set of B networks serves N inputs in each of E evaluations. Contraction repeats the head's product, ``2 K O I``
-operations, for every input and every evaluation; materialising does it once for each network and then moves the dense
-weights through memory in every evaluation, forward and backward. Per network and per number of the weight:
+A weight set of B networks serves N inputs in each of E evaluations. Contraction repeats the head's product, ``K O I``
+multiply-adds, for every input of every evaluation, with ``K min(O, I)`` numbers in between that go through memory.
+Materialising does the product once for each network, and then moves the dense weights through memory in every
+evaluation, forward and backward. Per network and number of the weight, in the time of a multiply-add:
 
-    contract:     N E K                 multiply-adds
-    materialise:  K + a + b E           the last two in the time of multiply-adds
+    contract:     N E K (1 + m / max(O, I))
+    materialise:  K + a + b E
 
-so contraction wins where ``(N E - 1) K <= a + b E``. `a` is what writing the weights and differentiating them costs,
-`b` what an evaluation costs that reads them. See `python -m functional_hyper.study`.
+Contract where the first is no more than the second. `m` is what a number in between costs, `a` what a dense weight costs
+once (written, its gradient read), `b` what it costs in each evaluation (read, its gradient written).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ._path import Choice, Load, Path
 from ._rules import Log
 from .contracted import TABLE, form_of, keep
 
-ONCE, EACH = 100.0, 16.0  # a and b
+BETWEEN, ONCE, EACH = 40.0, 100.0, 16.0  # m, a, b
 
 
 def choose(leaf: Leaf, load: Load) -> Choice:
@@ -36,13 +37,13 @@ def choose(leaf: Leaf, load: Load) -> Choice:
     if not isinstance(kept.leaf, Generated):
         return kept
     K = kept.leaf.features.shape[-1]
-    repeats = (load.inputs * load.evaluations - 1) * K
-    budget = ONCE + EACH * load.evaluations
-    sign = "<=" if repeats <= budget else ">"
-    why = f"(N E - 1) K = {repeats:g} {sign} {budget:g} with N={load.inputs}, E={load.evaluations}, K={K}"
-    if repeats <= budget:
+    contract = load.inputs * load.evaluations * K * (1 + BETWEEN / max(1, *shape_of(leaf)))
+    materialise = K + ONCE + EACH * load.evaluations
+    sign = "<=" if contract <= materialise else ">"
+    why = f"costs {contract:.0f} {sign} {materialise:.0f} dense with N={load.inputs}, E={load.evaluations}, K={K}"
+    if contract <= materialise:
         return Choice(kept.leaf, form_of(kept.leaf), why)
-    return Choice(materialize(kept.leaf), f"dense, bmm {tuple(shape_of(kept.leaf))}", why)
+    return Choice(materialize(kept.leaf), "dense, bmm", why)
 
 
 def gather(leaf: Leaf, index: Tensor) -> Leaf:
