@@ -106,5 +106,24 @@ def embedding(
     return F.embedding(input, torch.where(row.unsqueeze(1), weight.detach(), weight), None, max_norm, *args, **kwargs)
 
 
-MENDS: dict[Any, Callable[..., Any]] = {F.embedding: embedding}
+def _zeros(t: Any) -> Any:
+    return torch.zeros(t.shape, dtype=t.dtype, device=t.device) if isinstance(t, Tensor) else t
+
+
+def norm_of(func: Callable[..., Any]) -> Callable[..., Any]:
+    """vmap promotes where a norm's kernel refuses mixed dtypes: ask the kernel, on zeros."""
+
+    def norm(*args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        if len({t.dtype for t in tensors}) > 1 and not torch.is_autocast_enabled(tensors[0].device.type):
+            func(*map(_zeros, args), **{k: _zeros(t) for k, t in kwargs.items()})
+        return NotImplemented
+
+    return norm
+
+
+MENDS: dict[Any, Callable[..., Any]] = {
+    F.embedding: embedding,
+    **{f: norm_of(f) for f in (F.layer_norm, F.group_norm, F.instance_norm, F.batch_norm, F.rms_norm)},
+}
 """Calls that vmap gets wrong, in terms of calls that it gets right; for every path."""

@@ -8,8 +8,8 @@ evaluation, forward and backward. Per network and number of the weight, in the t
     contract:     N E K (1 + m / max(O, I))
     materialise:  K + a + b E
 
-Contract where the first is no more than the second. `m` is what a number in between costs, `a` what a dense weight costs
-once (written, its gradient read), `b` what it costs in each evaluation (read, its gradient written).
+Contract where the first is no more than the second. `m` is what a number in between costs, `a` what a dense weight
+costs once (written, its gradient read), `b` what it costs in each evaluation (read, its gradient written).
 """
 
 from __future__ import annotations
