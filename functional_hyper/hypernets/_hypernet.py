@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import bad
+from .._errors import HyperError, bad
 from .._types import Apply, Cond, Flat, Init, Phi, PyTree, Weights
 from ..params import ParamSpec, ravel, unravel
 from ..weights import map_leaves, materialize
@@ -76,10 +76,15 @@ def base_of(spec: ParamSpec, base: Any) -> dict[str, Tensor] | None:
     """A base that the caller gives, flat ``(P,)`` or as the spec's pytree, by slot name."""
     if base is None:
         return None
-    flat = base if isinstance(base, Tensor) and base.shape == (spec.size,) else ravel(spec, base)
+    want, mend = f"a flat (P,) with P={spec.size}, or the spec's pytree", "one base serves all networks: no batch dims"
+    if isinstance(base, Tensor) and base.shape != (spec.size,):
+        raise bad("base=", want, tuple(base.shape), mend)
+    try:
+        flat = base if isinstance(base, Tensor) else ravel(spec, base)
+    except HyperError as error:
+        raise bad("base=", want, f"what {error}", mend) from None
     if flat.shape != (spec.size,):
-        want = f"a flat (P,) with P={spec.size}, or the spec's pytree"
-        raise bad("base=", want, tuple(flat.shape), "one base serves all networks: no batch dims")
+        raise bad("base=", want, tuple(flat.shape), mend)
     pieces = flat.detach().split([s.size for s in spec.slots])
     return {s.name: p.reshape(s.shape) for s, p in zip(spec.slots, pieces, strict=True)}
 

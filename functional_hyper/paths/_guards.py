@@ -80,7 +80,8 @@ def judge(
     dense = [materialize(leaf) for leaf in leaves]
     for b, one in enumerate(rows):
         try:
-            caller([weight[b] for weight in dense], one)
+            with torch.random.fork_rng(devices=[]):  # a judgement draws no random numbers
+                caller([weight[b] for weight in dense], one)
         except Exception as own:
             return own_error(own)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,8 +30,8 @@ class Caller:
         self.sites = _sites(main, template) if isinstance(main, nn.Module) else []
         self.tracking = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
         self.scripted = any(isinstance(m, (ScriptModule, ScriptFunction)) for m in [main, *modules])
-        # nn.utils.weight_norm and its like leave the weight they compute behind as an attribute
-        self.hooked = [vars(m) for m in modules if m._forward_pre_hooks]
+        # a call leaves attributes behind: nn.utils.weight_norm its weight, a recurrent layer its list of weights
+        self.leaving = [vars(m) for m in modules if m._forward_pre_hooks or isinstance(m, nn.RNNBase)]
 
     def __call__(self, weights: Sequence[Tensor], args: tuple[Any, ...]) -> Any:
         if is_compiling():  # Dynamo knows functional_call; eager saves its 50 microseconds
@@ -42,7 +42,7 @@ class Caller:
             if not isinstance(self.main, nn.Module):
                 return self.main(map_leaves(lambda i: weights[i], self.template), *args)
             own = [box[key] for box, key, _ in self.sites]
-            left = [{k: v for k, v in attributes.items() if isinstance(v, Tensor)} for attributes in self.hooked]
+            left = [{k: v for k, v in own.items() if isinstance(v, (Tensor, list))} for own in self.leaving]
             try:
                 for box, key, i in self.sites:
                     box[key] = weights[i]
@@ -50,8 +50,8 @@ class Caller:
             finally:
                 for (box, key, _), parameter in zip(self.sites, own, strict=True):
                     box[key] = parameter
-                for attributes, tensors in zip(self.hooked, left, strict=True):
-                    attributes.update(tensors)
+                for attributes, before in zip(self.leaving, left, strict=True):
+                    attributes.update(before)
 
     def refuse_running_statistics(self) -> None:
         """BatchNorm in training would write every network's statistics into the one module's buffers."""
@@ -71,8 +71,4 @@ def _sites(main: nn.Module, template: dict[str, int]) -> list[tuple[Any, Any, in
     sites: list[tuple[Any, Any, int]] = []
     for module in main.modules():
         sites += [(module._parameters, k, first[id(p)]) for k, p in module._parameters.items() if id(p) in first]
-        # recurrent layers read their weights from a list beside their parameters
-        flat: Any = getattr(module, "_flat_weights", None)
-        if isinstance(flat, list):
-            sites += [(flat, k, first[id(p)]) for k, p in enumerate(flat) if id(p) in first]
     return sites
