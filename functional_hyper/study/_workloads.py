@@ -1,0 +1,134 @@
+"""The workloads: one training step of an MLP, one call of bound networks, one training step of a neural ODE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from .. import ode
+from ..compose import compose
+from ..evaluate import bind
+from ..hypernets import full, with_base
+from ..params import param_spec
+from ..paths import PATHS
+from ._measure import Functions
+
+STEPS = [  # layer widths, B, K: one input for each of B networks
+    ((784, 32, 10), 256, 16),
+    ((784, 32, 10), 1024, 16),
+    ((784, 256, 256, 10), 128, 32),
+    ((16, 128, 128, 16), 256, 32),
+    ((2, 64, 64, 2), 256, 32),
+]
+CALLS = [((2, 64, 2), 64), ((2, 64, 2), 256)]  # layer widths, B: one call of bound networks, forward
+ODES = {  # layer widths, B, N, K, times: RK4, four evaluations a step
+    "2-64-64-2 B=256 K=32": ((2, 64, 64, 2), 256, 1, 32, 21),
+    "16-128-128-16 B=32 K=32": ((16, 128, 128, 16), 32, 1, 32, 21),
+    "16-128-128-16 B=256 K=32": ((16, 128, 128, 16), 256, 1, 32, 21),
+    "Lotka-Volterra 9 x 4": ((2, 64, 64, 64, 2), 9, 4, 2, 20),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "deferred": {"gradient": "deferred"},
+    "bmm": {"path": "bmm"},
+    "grouped_conv": {"path": "grouped_conv"},
+    "vmap": {"path": "vmap"},
+    "loop": {"path": "loop"},
+}
+
+
+def mlp(widths: Sequence[int]) -> nn.Module:
+    """Linear layers with SiLU between."""
+    layers = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), nn.SiLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def by_hand(features: Tensor, heads: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """The contraction of an MLP written out, without a library: what the machinery is held to."""
+    h = F.pad(features, (0, 1), value=1.0)
+    for n, (w, b) in enumerate(heads):
+        o, i = w.shape[1:]
+        if o <= i:
+            y = torch.bmm(h.unsqueeze(1), F.linear(x, w.flatten(0, 1)).unflatten(1, (-1, o))).squeeze(1)
+        else:
+            y = (h.unsqueeze(2) * x.unsqueeze(1)).flatten(1) @ w.transpose(1, 2).reshape(-1, o)
+        x = y + h @ b
+        x = F.silu(x) if n < len(heads) - 1 else x
+    return x
+
+
+def step_functions(widths: Sequence[int], B: int, K: int, seed: int) -> Functions:
+    """One training step, forward and backward, head included, for each path; and what a step is compared with."""
+    generator = torch.Generator().manual_seed(seed)
+    main = mlp(widths)
+    spec = param_spec(main)
+    hyper = full(spec, K, hidden=())
+    phi = hyper.init(generator)
+    cond = torch.randn(B, K, generator=generator).requires_grad_()
+    x = torch.randn(B, widths[0], generator=generator).requires_grad_()
+    heads = [(phi[f"head.{n}.weight"], phi[f"head.{n}.bias"]) for n in range(0, 2 * len(widths) - 2, 2)]
+    W = torch.randn(spec.size, K, generator=generator).requires_grad_()
+    c = torch.randn(spec.size, generator=generator).requires_grad_()
+
+    def step(y: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(y().sum(), leaves)
+
+    leaves = (*phi.values(), cond)
+    functions = {
+        "by hand": step(lambda: by_hand(cond, heads, x), *leaves, x),
+        "head alone": step(lambda: F.linear(cond, W, c), W, c, cond),
+        "apply": step(lambda: hyper.apply(phi, cond), *leaves),
+    }
+    for path in (*PATHS, "auto"):
+        model = compose(hyper, main, path)
+        functions[path] = step(lambda model=model: model(phi, cond, x), *leaves, x)
+    return functions
+
+
+def call_functions(widths: Sequence[int], B: int, seed: int) -> Functions:
+    """One forward call of bound networks, and the same by hand."""
+    generator = torch.Generator().manual_seed(seed)
+    main = mlp(widths)
+    params = {n: torch.randn(B, *p.shape, generator=generator) for n, p in main.named_parameters()}
+    x = torch.randn(B, widths[0], generator=generator)
+    w1, b1, w2, b2 = params.values()
+    each = vmap(lambda p, x: functional_call(main, p, (x,)))
+
+    def bmm_by_hand() -> Tensor:
+        h = F.silu(torch.baddbmm(b1.unsqueeze(1), x.unsqueeze(1), w1.mT))
+        return torch.baddbmm(b2.unsqueeze(1), h, w2.mT).squeeze(1)
+
+    functions: Functions = {
+        "bmm by hand": bmm_by_hand,
+        "vmap by hand": lambda: each(params, x.unsqueeze(1)),
+    }
+    for path in PATHS:
+        net = bind(main, params, path)
+        functions[path] = lambda net=net: net(x)
+    return functions
+
+
+def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed: int, compile: bool) -> Functions:
+    """One training step: solve, loss and backward, head included, for each way."""
+    generator = torch.Generator().manual_seed(seed)
+    main = mlp(widths)
+    hyper = with_base(full(param_spec(main), K, hidden=()))
+    phi, cond = hyper.init(generator), torch.randn(B, K, generator=generator)
+    y0, t = torch.rand(B, N, widths[0], generator=generator), torch.linspace(0, 1, T)
+
+    def step(options: dict[str, Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            ys = ode.solve(main, hyper.weights(phi, cond), y0, t, many=True, **options)
+            return torch.autograd.grad(ys.square().mean(), list(phi.values()))
+
+        return run
+
+    functions = {way: step(options) for way, options in WAYS.items()}
+    if compile:
+        return {"compiled": step({"gradient": "deferred", "path": "bmm", "compile": True}), **functions}
+    return functions

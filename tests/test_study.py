@@ -1,0 +1,71 @@
+"""The study measures what it says it measures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from functional_hyper.study import interleaved, measure, peak_bytes, table
+from functional_hyper.study.__main__ import main
+from functional_hyper.study._workloads import call_functions, solve_functions, step_functions
+
+
+def test_peak_bytes_are_those_allocated_at_once():
+    assert peak_bytes(lambda: torch.zeros(1000, 1000)) == pytest.approx(4e6, rel=0.01)
+    assert peak_bytes(lambda: torch.zeros(1000, 1000) + torch.zeros(1000, 1000)) == pytest.approx(12e6, rel=0.01)
+
+    def one_after_the_other() -> None:
+        for _ in range(5):
+            torch.zeros(1000, 1000)
+
+    assert peak_bytes(one_after_the_other) == pytest.approx(4e6, rel=0.01)
+
+
+def test_functions_take_turns():
+    seen: list[str] = []
+    times = interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 0.0)
+    assert seen[4:] == ["a", "b"] * len(times["a"])
+    assert all(t > 0 for t in [*times["a"], *times["b"]])
+
+
+def test_a_step_by_hand_is_a_step_of_every_path():
+    functions = step_functions((6, 5, 3), 4, 2, seed=0)
+    want = functions["by hand"]()
+    for name in set(functions) - {"by hand", "head alone", "apply"}:
+        for got, ref in zip(functions[name](), want, strict=True):
+            torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-4)
+
+
+def test_a_call_by_hand_is_a_call_of_every_path():
+    functions = call_functions((2, 8, 2), 4, seed=0)
+    for name, f in functions.items():
+        torch.testing.assert_close(f().reshape(4, 2), functions["bmm by hand"](), msg=name)
+
+
+def test_every_way_of_a_solve_agrees():
+    functions = solve_functions((2, 8, 2), 3, 2, 2, 4, seed=0, compile=False)
+    want = functions["loop"]()
+    for name, f in functions.items():
+        for got, ref in zip(f(), want, strict=True):
+            torch.testing.assert_close(got, ref, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_records_print():
+    records = measure("sum", {"a": lambda: torch.ones(10).sum(), "b": lambda: torch.ones(99).sum()}, 0.01, flops=10.0)
+    text = table(records, peak=100.0)
+    assert text.splitlines()[0] == "sum"
+    assert "1.00" in text
+    assert [r.path for r in records] == ["a", "b"]
+    assert all(r.quartiles[0] <= r.median <= r.quartiles[1] for r in records)
+
+
+def test_command_line_saves_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    threads = torch.get_num_threads()
+    try:
+        main(["--workloads", "calls", "--seconds", "0.01", "--threads", "1", "--json", str(tmp_path / "out.json")])
+    finally:
+        torch.set_num_threads(threads)
+    assert "GEMM peak" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert {r["path"] for r in saved["records"]} >= {"bmm", "vmap", "loop", "bmm by hand"}
