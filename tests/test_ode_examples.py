@@ -1,0 +1,77 @@
+"""The neural-ODE examples run, resume to the same bits, and refuse what does not belong to them."""
+
+import dynamics
+import forecast
+import lotka_volterra
+import pytest
+import torch
+
+EXAMPLES = [
+    (lotka_volterra, "lotka_volterra", []),
+    (forecast, "controls", ["--arms", "controls", "--batch", "4"]),
+    (forecast, "support", ["--arms", "support", "--batch", "4"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def _few_pendulums(monkeypatch):
+    make = forecast.pendulums
+    monkeypatch.setattr(forecast, "pendulums", lambda count, *more: make(min(count, 8), *more))
+
+
+def phi_in(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)["phi"]
+
+
+@pytest.mark.parametrize(("example", "name", "options"), EXAMPLES)
+def test_a_resumed_run_ends_in_the_same_bits(example, name, options, tmp_path, monkeypatch):
+    run = lambda folder, *more: example.main(["--steps", "4", "--out", str(tmp_path / folder), *options, *more])
+    whole = run("whole")
+    assert all(float(torch.as_tensor(v).max()) < 10 for v in whole.values())
+    assert list((tmp_path / "whole").glob("*.png"))
+
+    count, step = [], torch.optim.Adam.step
+
+    def killed_after_two(self, *args, **kwargs):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", killed_after_two)
+        patch.setattr(dynamics, "SAVE_EVERY", 0.0)  # seconds
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    assert torch.load(tmp_path / "killed" / f"{name}.pt", weights_only=True)["step"] == 2
+    assert run("killed", "--resume") == whole
+    first, second = phi_in(tmp_path / "whole", name), phi_in(tmp_path / "killed", name)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    with pytest.raises(SystemExit, match="seed"):
+        run("killed", "--resume", "--seed", "1")
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+def test_every_gradient_trains(gradient, tmp_path):
+    lotka_volterra.main(["--steps", "1", "--gradient", gradient, "--path", "auto", "--out", str(tmp_path)])
+
+
+def test_the_other_arms_run(tmp_path):
+    arms = ["shared", "inputs", "wide"]
+    found = forecast.main(["--steps", "1", "--batch", "4", "--out", str(tmp_path), "--arms", *arms])
+    assert list(found) == arms
+
+
+def test_the_strong_baseline_has_as_many_numbers():
+    arguments = dynamics.options(None, "x", 1).parse_args([])
+    wide = forecast.Arm("wide", arguments).hyper.spec.size
+    generated = sum(p.numel() for p in forecast.Arm("controls", arguments).hyper.init().values())
+    assert 0.9 < wide / generated < 1.1
+
+
+def test_help(capsys):
+    for example in (lotka_volterra, forecast):
+        with pytest.raises(SystemExit) as stop:
+            example.main(["--help"])
+        assert stop.value.code == 0
+        assert "--minutes" in capsys.readouterr().out
