@@ -1,0 +1,201 @@
+"""Each path under every transform: the same as `loop`, which is the same as the definition."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from cases import EVERY_PATH, Encoder, assert_same, define, hypernet, mlp, random_phi
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+import functional_hyper as fh
+
+B, N, C, D = 3, 4, 2, torch.float64
+KINDS = ("full", "chunked by layer", "low rank", "scaled")
+
+Model = Callable[..., Tensor]
+
+
+def setting(kind: str, B: int = B) -> tuple[fh.Hypernet, nn.Module, dict[str, Tensor], Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    main = nn.Sequential(*mlp(5, 4), nn.Tanh(), nn.LayerNorm(4, dtype=D), *mlp(4, 2))
+    hyper = hypernet(kind, fh.param_spec(main), C)
+    cond, x = torch.randn(B, C, generator=g, dtype=D), torch.randn(B, N, 5, generator=g, dtype=D)
+    return hyper, main, random_phi(hyper), cond, x
+
+
+def loss(model: Model, phi: Any, cond: Tensor, x: Tensor) -> Tensor:
+    return model(phi, cond, x).square().sum()
+
+
+def per_sample(model: Model, phi: Any, cond: Tensor, x: Tensor) -> Any:
+    return vmap(grad(partial(loss, model)), (None, 0, 0))(phi, cond[:, None], x[:, None])
+
+
+def hessian_vector(model: Model, phi: Any, cond: Tensor, x: Tensor) -> Any:
+    return jvp(grad(lambda phi: loss(model, phi, cond, x)), (phi,), ({k: v.cos() for k, v in phi.items()},))[1]
+
+
+def vector_hessian(model: Model, phi: Any, cond: Tensor, x: Tensor) -> Any:
+    pull = vjp(grad(lambda phi: loss(model, phi, cond, x)), phi)[1]
+    return pull({k: v.cos() for k, v in phi.items()})[0]
+
+
+def tangents(model: Model, phi: Any, cond: Tensor, x: Tensor) -> Any:
+    return jvp(model, (phi, cond, x), ({k: v.sin() for k, v in phi.items()}, cond.cos(), x.sin()))
+
+
+def bound_inside(model: Any, phi: Any, cond: Tensor, x: Tensor) -> Any:
+    if isinstance(model, fh.Model):
+        return grad(lambda phi, x: model.bind(phi, cond, x)(x).square().sum(), (0, 1))(phi, x)
+    return grad(lambda phi, x: loss(model, phi, cond, x), (0, 1))(phi, x)
+
+
+def bound_outside(model: Any, phi: Any, cond: Tensor, x: Tensor) -> Any:
+    net = model.bind(phi, cond, x) if isinstance(model, fh.Model) else partial(model, phi, cond)
+    net(x)
+    return [
+        grad(lambda x: net(x).square().sum())(x),
+        vmap(net)(torch.stack([x, 2 * x])),
+        jvp(net, (x,), (x.cos(),))[1],
+        vmap(jacrev(net))(torch.stack([x, 2 * x])),
+        net(x),
+    ]
+
+
+TRANSFORMS: dict[str, Callable[[Model, Any, Tensor, Tensor], Any]] = {
+    "grad": lambda m, phi, c, x: grad(partial(loss, m), (0, 1, 2))(phi, c, x),
+    "per-sample gradients": per_sample,
+    "vmap over everything": lambda m, phi, c, x: vmap(m, (None, 0, 0))(phi, torch.stack([c, -c]), torch.stack([x, 2 * x])),
+    "vmap over x": lambda m, phi, c, x: vmap(m, (None, None, 0))(phi, c, torch.stack([x, 2 * x])),
+    "vmap over cond": lambda m, phi, c, x: vmap(m, (None, 1, None))(phi, torch.stack([c, -c], 1), x),
+    "vmap over phi": lambda m, phi, c, x: vmap(m, (0, None, None))({k: torch.stack([v, 2 * v]) for k, v in phi.items()}, c, x),
+    "vmap of vmap": lambda m, phi, c, x: vmap(vmap(m, (None, 0, None)), (None, None, 0))(phi, torch.stack([c, -c]), torch.stack([x, 2 * x])),
+    "jacrev": lambda m, phi, c, x: jacrev(m, (1, 2))(phi, c, x),
+    "jacfwd": lambda m, phi, c, x: jacfwd(m, (1, 2))(phi, c, x),
+    "jvp": tangents,
+    "hessian": lambda m, phi, c, x: hessian(lambda c: loss(m, phi, c, x))(c),
+    "forward over reverse": hessian_vector,
+    "reverse over reverse": vector_hessian,
+    "bound inside": bound_inside,
+    "bound outside": bound_outside,
+}
+
+
+def flat(tree: Any) -> dict[str, Tensor]:
+    return {f"y{i}": t for i, t in enumerate(torch.utils._pytree.tree_leaves(tree))}
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms(transform: str, kind: str, path: str) -> None:
+    hyper, main, *args = setting(kind)
+    got = TRANSFORMS[transform](fh.compose(hyper, main, path, many=True), *args)
+    assert_same(flat(got), flat(TRANSFORMS[transform](partial(define, hyper, main, many=True), *args)))
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_first(mode: Any, path: str) -> None:
+    hyper, main, phi, cond, x = setting("full")
+    for v in phi.values():
+        v.requires_grad_()
+    model = fh.compose(hyper, main, path, many=True)
+    net = model.bind(phi, cond, x)
+    with mode():
+        value = model(phi, cond, x)
+        assert not value.requires_grad
+        assert_same({"y": net(x)}, {"y": value})
+    got = torch.autograd.grad([net(x).square().sum(), model(phi, cond, x).square().sum()], list(phi.values()))
+    want = torch.autograd.grad(2 * define(hyper, main, phi, cond, x, many=True).square().sum(), list(phi.values()))
+    assert_same(dict(zip(phi, got, strict=True)), dict(zip(phi, want, strict=True)))
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_bound_without_gradients_is_never_silently_constant(path: str) -> None:
+    hyper, main, phi, cond, x = setting("full")
+    params = {n: t.detach().requires_grad_() for n, t in fh.unravel(hyper.spec, hyper.apply(phi, cond)).items()}
+    x.requires_grad_()  # so that a backward pass without the weights is no error by itself
+    with torch.no_grad():
+        net = fh.bind(main, params, path, many=True)
+    try:
+        net(x).sum().backward()
+    except fh.HyperError:
+        return
+    for name, t in params.items():
+        assert t.grad is not None, name
+        assert t.grad.abs().sum() > 0, name
+
+
+# ------------------------------------------------------------------------------------------------ compile
+
+
+@pytest.mark.usefixtures("dynamo")
+@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_to_one_graph_and_stays(kind: str, path: str) -> None:
+    hyper, main, phi, cond, x = setting(kind)
+    model = fh.compose(hyper, main, path, many=True)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def step(phi: Any, cond: Tensor, x: Tensor) -> Tensor:
+        return loss(model, phi, cond, x)
+
+    for k in range(3):
+        leaves = {n: (v + 0.1 * k).requires_grad_() for n, v in phi.items()}
+        inputs = (leaves, cond + k, x * (k + 1))
+        got = torch.autograd.grad(step(*inputs), list(leaves.values()))
+        want = torch.autograd.grad(loss(partial(define, hyper, main, many=True), *inputs), list(leaves.values()))
+        assert_same(dict(zip(leaves, got, strict=True)), dict(zip(leaves, want, strict=True)))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("dynamo")
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_a_bound_network_compiles(path: str) -> None:
+    hyper, main, phi, cond, x = setting("full")
+    net = fh.compose(hyper, main, path, many=True).bind(phi, cond, x)
+    want = net(x)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: net(x), fullgraph=True, backend=counter)
+    for k in range(1, 4):
+        assert_same({"y": compiled(k * x)}, {"y": define(hyper, main, phi, cond, k * x, many=True)})
+    assert counter.frame_count == 1
+    assert_same({"y": net(x)}, {"y": want})  # and eager calls go on
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize("wrapper", ["plain", "base", "embedding", "encoder"])
+def test_copies_and_pickles(wrapper: str, path: str) -> None:
+    main = mlp(5, 4, 2)
+    plain = fh.full(fh.param_spec(main), C)
+    hyper = {
+        "plain": plain,
+        "base": fh.with_base(plain),
+        "embedding": fh.with_embedding(plain, 3),
+        "encoder": fh.with_encoder(plain, Encoder(C, D)),
+    }[wrapper]
+    cond = {"embedding": torch.tensor([0, 2]), "encoder": torch.randn(2, 2, 3, dtype=D)}.get(wrapper, torch.randn(2, C, dtype=D))
+    x, phi = torch.randn(2, 5, dtype=D), hyper.init()
+    model = fh.compose(hyper, main, path)
+    want = model(phi, cond, x)
+    for duplicate in (copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
+        assert torch.equal(fh.compose(duplicate(hyper), main, path)(phi, cond, x), want)
+        assert torch.equal(duplicate(model)(phi, cond, x), want)
+        assert all(torch.equal(a, b) for a, b in zip(duplicate(hyper).init().values(), phi.values(), strict=True))
+        assert duplicate(hyper).spec == hyper.spec
