@@ -20,9 +20,13 @@ def resolve(path: str | Path) -> Path:
     """A path by name, or itself."""
     if isinstance(path, Path):
         return path
-    if path == "auto":
-        return auto.PATH
-    if path not in PATHS:
+    found = find(path)
+    if found is None:
         names = ", ".join([*PATHS, "auto"])
         raise bad("path=", f"one of {names}, or a Path", repr(path), "functional_hyper.PATHS lists them")
-    return PATHS[path]
+    return found
+
+
+def find(name: str) -> Path | None:
+    """The library's path of a name, "auto" among them."""
+    return auto.PATH if name == "auto" else PATHS.get(name) if isinstance(name, str) else None

@@ -59,6 +59,12 @@ class Path:
     prepare: Callable[[Leaf, Load], Choice] = field(default=dense, repr=False)
     gather: Callable[[Leaf, Tensor], Leaf] = field(default=gather, repr=False)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle a path of this library by its name: tables hold functions that pickle cannot find."""
+        from . import find
+
+        return (find, (self.name,)) if find(self.name) is self else super().__reduce_ex__(protocol)
+
     def bind(self, caller: Caller, leaves: Sequence[Leaf], randomness: str, shared: bool) -> Evaluation:
         """A function of physical inputs ``(B, N, ...)`` for leaves that `prepare` has formed."""
         return Evaluation(self.table, caller, tuple(leaves), randomness, shared)
@@ -75,7 +81,7 @@ class Evaluation:
 
     def _weights(self, level: int) -> tuple[list[Tensor], Known]:
         """What the main network sees of its weights: dense ones wrapped for this level, placeholders of the others."""
-        if level in self._seen:
+        if not is_compiling() and level in self._seen:  # Dynamo must not find wrappers of another call
             return self._seen[level]
         seen = [placeholder(w) if isinstance(w, STRUCTURED) else batched(w, level) for w in self.leaves]
         known = {id(s): (s, w) for s, w in zip(seen, self.leaves, strict=True)}
