@@ -13,7 +13,7 @@ from torch import Tensor
 State = dict[str, Any]  # dicts and lists of tensors, numbers and strings: what `weights_only=True` reads
 
 # Options that say where a run computes, not what: it may be resumed with others.
-FREE_OPTIONS = {"data_dir", "device", "out", "path", "resume"}
+FREE_OPTIONS = {"compare_paths", "data_dir", "device", "out", "path", "resume"}
 
 
 def settings(args: Namespace, phi: dict[str, Tensor]) -> State:

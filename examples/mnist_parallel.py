@@ -4,7 +4,8 @@ A batch of B images has B sets of 25,450 weights, and the library evaluates all 
 every path computes the same function, at its own speed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import median
 
 import pictures
 import torch
@@ -13,19 +14,38 @@ from torch import Tensor, nn
 from training import Phi, fit, options, positive, predict, print_accuracy
 
 import functional_hyper as fh
+from functional_hyper.study import interleaved
 
 SHOWN = 500  # digits in the picture of the generated weights
+
+
+HYPERNETS = {"full": fh.full, "low_rank": fh.low_rank, "scaled": fh.scaled}
+
+
+def compare(hyper: fh.Hypernet, classifier: nn.Module, paths: tuple[str, str], phi: Phi, images: Tensor) -> None:
+    """Prints the median times of a training step by two paths, in one process and in turn."""
+
+    def step(path: str) -> Callable[[], object]:
+        model = fh.compose(hyper, classifier, path)
+        return lambda: torch.autograd.grad(model(phi, images, images).logsumexp(1).sum(), list(phi.values()))
+
+    times = {path: median(taken) for path, taken in interleaved({path: step(path) for path in paths}, 2.0).items()}
+    ours, theirs = (times[path] for path in paths)
+    each = ", ".join(f"{path} {taken / 1e3:.2f} ms" for path, taken in times.items())
+    print(f"forward and backward of {len(images)} images: {each}: {theirs / ours:.1f}x")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = options("mnist_parallel", __doc__, epochs=30, batch_size=64, lr=1e-3)
     parser.add_argument("--path", choices=("auto", *fh.PATHS), default="auto", help="how the networks are evaluated")
+    parser.add_argument("--hypernet", choices=HYPERNETS, default="full", help="how an image's weights are generated")
+    parser.add_argument("--compare-paths", action="store_true", help="time a training step against grouped_conv first")
     parser.add_argument("--hidden", type=positive, nargs="*", default=[16], help="widths of the hypernetwork's trunk")
     args = parser.parse_args(argv)
 
     classifier = nn.Sequential(nn.Linear(PIXELS, 32), nn.ReLU(), nn.Linear(32, CLASSES))
     spec = fh.param_spec(classifier)
-    hyper = fh.full(spec, in_features=PIXELS, hidden=args.hidden)
+    hyper = HYPERNETS[args.hypernet](spec, in_features=PIXELS, hidden=args.hidden)
     model = fh.compose(hyper, classifier, path=args.path)
 
     def logits(phi: Phi, images: Tensor) -> Tensor:  # (n, 784) -> (n, 10)
@@ -36,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     phi = hyper.init(generator, device=args.device)
     print(f"{sum(p.numel() for p in phi.values()):,} parameters generate {spec.size:,} weights for each image")
 
+    if args.compare_paths:
+        compare(hyper, classifier, (args.path, "grouped_conv"), phi, digits.train_images[: args.batch_size])
     history = fit(logits, phi, digits, generator, args)
     print_accuracy(history, args)
 
