@@ -17,6 +17,7 @@ import functional_hyper as fh
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = options("mnist_full", __doc__, epochs=30, batch_size=64, lr=1e-3)
+    parser.set_defaults(weight_decay=1.0)
     parser.add_argument("--embedding", type=positive, default=16, help="width of the learned embedding")
     parser.add_argument("--hidden", type=positive, nargs="*", default=[32], help="widths of the hypernetwork's trunk")
     args = parser.parse_args(argv)

@@ -34,6 +34,7 @@ def options(example: str, description: str | None, epochs: int, batch_size: int,
     add("--epochs", type=positive, default=epochs, help="times through the training digits")
     add("--batch-size", type=positive, default=batch_size, help="images in a step")
     add("--lr", type=float, default=lr, help="peak of the one-cycle learning rate")
+    add("--weight-decay", type=float, default=0.01, help="AdamW's, a step shrinks phi by its product with the rate")
     add("--seed", type=int, default=0, help="draws phi, the order of the digits and their shifts")
     add("--out", type=Path, default=Path("runs") / example, help="folder for the checkpoint and the picture")
     add("--resume", action="store_true", help="continue from the checkpoint in --out, if there is one yet")
@@ -98,7 +99,7 @@ def fit(logits: Logits, phi: Phi, digits: Digits, generator: torch.Generator, ar
     checkpoints.make_writable(args.out)
     path, settings = args.out / "checkpoint.pt", checkpoints.settings(args, phi)
     steps = math.ceil(len(digits.train_images) / args.batch_size)
-    optimizer = AdamW(phi.values(), lr=args.lr)
+    optimizer = AdamW(phi.values(), lr=args.lr, weight_decay=args.weight_decay)
     run = Run(phi, optimizer, OneCycleLR(optimizer, args.lr, total_steps=args.epochs * steps), generator)
     if args.resume and path.exists():
         run.restore(checkpoints.load(path, settings))
