@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import torch
@@ -33,11 +34,18 @@ def options(description: str | None, out: str, minutes: float) -> argparse.Argum
         default="deferred",
         help="see functional_hyper.ode.solve",
     )
+    add("--compile", action=argparse.BooleanOptionalAction, default=True, help="train with compiled steps, if deferred")
     add("--device", type=torch.device, default=torch.device("cpu"), help="for example cpu or cuda")
     add("--seed", type=int, default=0, help="draws the data and phi")
     add("--out", type=Path, default=Path("runs") / out, help="folder for the checkpoints and the picture")
     add("--resume", action="store_true", help="continue from the checkpoint in --out, if there is one")
     return parser
+
+
+def solver(args: argparse.Namespace, training: bool) -> dict[str, Any]:
+    """What `ode.solve` is told besides the problem; to compile a step pays for training, which takes thousands."""
+    compile = args.compile and args.gradient == "deferred" and training
+    return {"path": args.path, "gradient": args.gradient, "compile": compile}
 
 
 def simulate(rhs: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, step: float = 0.025) -> Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import checkpoints
 import matplotlib as mpl
 import torch
-from dynamics import Phi, fit, options, simulate
+from dynamics import Phi, fit, options, simulate, solver
 from torch import Tensor, nn
 
 import functional_hyper as fh
@@ -86,7 +86,7 @@ class Arm:
             )
         if name == "support":
             self.hyper = fh.with_encoder(self.hyper, SetEncoder())
-        self.solver = {"path": args.path, "gradient": args.gradient, "many": self.many}
+        self.args = args
 
     def cond(self, u: Tensor, y: Tensor) -> Tensor:
         if self.many:
@@ -97,7 +97,7 @@ class Arm:
         angle, speed = y[: SUPPORT + 1].permute(2, 1, 0)
         return torch.stack([angle.sin(), angle.cos(), speed / 3, now.cos(), now.sin()], -1)
 
-    def __call__(self, phi: Phi, u: Tensor, y: Tensor, start: int, length: int) -> Tensor:
+    def __call__(self, phi: Phi, u: Tensor, y: Tensor, start: int, length: int, training: bool = False) -> Tensor:
         weights, t = (
             self.hyper.weights(phi, self.cond(u, y)),
             STEP * torch.arange(start, start + length + 1, device=u.device),
@@ -105,7 +105,8 @@ class Arm:
         y0, controls = y[start], u if self.inputs else None
         if self.many:
             y0, controls = y0.unsqueeze(0), None if controls is None else controls.unsqueeze(0)
-        got = ode.solve(self.main, weights, y0, t, field=field, args=(controls,), **self.solver)
+        how = solver(self.args, training)
+        got = ode.solve(self.main, weights, y0, t, many=self.many, field=field, args=(controls,), **how)
         return got.squeeze(1) if self.many else got
 
 
@@ -118,7 +119,7 @@ def train(arm: Arm, phi: Phi, u: Tensor, y: Tensor, args: argparse.Namespace) ->
         first = SUPPORT if arm.name == "support" else 0  # a forecast does not overlap what it was made from
         start = int(torch.randint(first, len(y) - length, (), generator=generator))
         rows = torch.randperm(len(u), generator=generator)[: args.batch].to(u.device)
-        got = arm(phi, u[rows], y[:, rows], start, length)
+        got = arm(phi, u[rows], y[:, rows], start, length, training=True)
         return ((got - y[start : start + length + 1, rows])[1:] / scale).square().mean()
 
     fit(arm.name, phi, loss, args, lr=3e-3, minutes=args.minutes)

@@ -13,7 +13,7 @@ from itertools import product
 import checkpoints
 import matplotlib as mpl
 import torch
-from dynamics import Phi, fit, options, simulate
+from dynamics import Phi, fit, options, simulate, solver
 from torch import Tensor, nn
 
 import functional_hyper as fh
@@ -54,10 +54,10 @@ class Model:
         # no hidden layers: the features are the context itself; the base is theta_0
         self.by_context = fh.with_base(fh.full(fh.param_spec(self.main), in_features=2, hidden=()))
         self.by_id = fh.with_embedding(self.by_context, len(SEEN))
-        self.solver = {"path": args.path, "gradient": args.gradient, "many": True}
+        self.args = args
 
-    def __call__(self, weights: object, y0: Tensor, t: Tensor) -> Tensor:
-        return ode.solve(self.main, weights, y0, t, **self.solver)
+    def __call__(self, weights: object, y0: Tensor, t: Tensor, training: bool = False) -> Tensor:
+        return ode.solve(self.main, weights, y0, t, many=True, **solver(self.args, training))
 
 
 def train(model: Model, phi: Phi, y: Tensor, args: argparse.Namespace) -> None:
@@ -66,26 +66,33 @@ def train(model: Model, phi: Phi, y: Tensor, args: argparse.Namespace) -> None:
 
     def loss(progress: float, generator: torch.Generator) -> Tensor:
         target = short if progress < 0.25 else y
-        got = model(model.by_id.weights(phi, ids), target[0], times[: len(target)])
+        got = model(model.by_id.weights(phi, ids), target[0], times[: len(target)], training=True)
         return (got - target)[1:].square().mean()
 
     fit("lotka_volterra", phi, loss, args, lr=2e-3, minutes=args.minutes)
 
 
 def adapt(model: Model, phi: Phi, y: Tensor, rounds: int) -> Tensor:
-    """Contexts ``(B, 2)`` of new environments from trajectories ``(T, B, count, 2)``; phi stays as it is."""
-    frozen = {name: value.detach() for name, value in phi.items()}
-    start = frozen["embedding.weight"].mean(0)
-    contexts = start.repeat(y.shape[1], 1).requires_grad_()
-    optimizer, times = torch.optim.Adam([contexts], lr=0.05), TIMES.to(y.device)
+    """Contexts ``(B, 2)`` of new environments from trajectories ``(T, B, count, 2)``; phi stays as it is.
+
+    A context of two numbers has local optima: every new environment starts from each of the learned contexts, all at
+    once as so many networks, and keeps the one that fits best.
+    """
+    frozen, times, B = {name: value.detach() for name, value in phi.items()}, TIMES.to(y.device), y.shape[1]
+    starts = frozen["embedding.weight"]
+    contexts = starts.repeat(B, 1).requires_grad_()
+    target = y.repeat_interleave(len(starts), 1)
+    optimizer = torch.optim.Adam([contexts], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rounds)
+    errors = torch.zeros(())
     for _ in range(rounds):
         optimizer.zero_grad()
-        loss = (model(model.by_context.weights(frozen, contexts), y[0], times) - y).square().mean((0, 2, 3)).sum()
-        loss.backward()
+        errors = (model(model.by_context.weights(frozen, contexts), target[0], times) - target).square().mean((0, 2, 3))
+        errors.sum().backward()
         optimizer.step()
         schedule.step()
-    return contexts.detach()
+    best = errors.detach().view(B, -1).nan_to_num(torch.inf).argmin(1)
+    return contexts.detach().view(B, -1, 2)[torch.arange(B), best]
 
 
 def report(title: str, environments: Tensor, got: Tensor, want: Tensor) -> float:
@@ -131,6 +138,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     learned, tested, one, unseen = (trajectories(e, n, generator).to(args.device) for e, n in sets)
     model = Model(args)
     phi = model.by_id.init(generator, device=args.device)
+    with torch.no_grad():  # contexts that start close to each other come to lie as the parameters do
+        phi["embedding.weight"].mul_(0.1)
     train(model, phi, learned, args)
     contexts = phi["embedding.weight"].detach()
     adapted = adapt(model, phi, one, rounds=args.steps or 300)

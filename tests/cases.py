@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import optree
@@ -45,7 +46,10 @@ def definition(main: Any, params: Any, x: Any, many: bool = False, shared: bool 
             return a
         return a[b] if many else a[b : b + 1]
 
-    each = [call(main, optree.tree_map(lambda w: w[b], params), tuple(row(a, b) for a in args)) for b in range(B)]
+    def network(b: int) -> Any:
+        return call(main, optree.tree_map(lambda w: w[b], params), tuple(row(a, b) for a in args))
+
+    each = [network(b) for b in range(B)]
     together = optree.tree_map(lambda *ys: torch.stack(ys), *each)
     return together if many or shared else optree.tree_map(lambda y: y.squeeze(1), together)
 
@@ -236,6 +240,6 @@ def mlp(*widths: int, activation: Callable[[], nn.Module] = nn.Tanh, **options: 
     """A multilayer perceptron in float64, unless `options` name another dtype."""
     options = {"dtype": torch.float64} | options
     layers: list[nn.Module] = []
-    for i, o in zip(widths, widths[1:], strict=False):
+    for i, o in pairwise(widths):
         layers += [nn.Linear(i, o, **options), activation()]
     return nn.Sequential(*layers[:-1])

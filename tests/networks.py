@@ -1,9 +1,8 @@
 """Main networks, as pure functions, that are easy to get silently wrong: they mix their batch or handle their weights.
 
-`@network(w="OI", b="O")` declares the generated weights; sizes are letters, so that a case runs with all sizes different,
-where a wrong axis is an error, and with all the same, where it is a wrong number.
+`@network(w="OI", b="O")` declares the generated weights; sizes are letters, so that a case runs with all sizes
+different, where a wrong axis is an error, and with all the same, where it is a wrong number.
 """
-# ruff: noqa: D103
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """More main networks: those that handle their weights, and those that nest transforms. See `networks`."""
-# ruff: noqa: D103
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ HANDLING.lines(
     vector_matrix=lambda x, w: x[0] @ w.T,
     bmm=lambda x, w: torch.bmm(x[None], w.T[None])[0],
     inner=lambda x, w: torch.inner(x, w),
-    tensordot=lambda x, w: torch.tensordot(x, w, ([1], [1])),
+    tensordot=lambda x, w: torch.tensordot(x, w, ([1], [1])),  # type: ignore[arg-type]
     einsum=lambda x, w: torch.einsum("ni,oi->no", x, w),
     einsum_weight_first=lambda x, w: torch.einsum("oi,ni->on", w, x),
     einsum_transposed=lambda x, w: torch.einsum("ni,io->no", x, w.T),
@@ -117,11 +116,11 @@ HANDLING.lines(
     vmap_over_both=lambda x, w: torch.func.vmap(lambda a, b: a * b.sum(), (1, 1))(x, w),
     autograd_inside=lambda x, w: torch.autograd.grad(F.linear(x, w).tanh().sum(), w, create_graph=True)[0],
     data=lambda x, w: F.linear(x, w.data) * w.sum(),
-    checkpointed=lambda x, w: checkpoint(lambda x: F.linear(x, w).tanh(), x, use_reentrant=False),
     item_of_the_weight=lambda x, w: F.linear(x, w) * w.sum().item(),
 )
 HANDLING.lines(
     refusable="by all",
+    checkpointed=lambda x, w: checkpoint(lambda x: F.linear(x, w).tanh(), x, use_reentrant=False),
     scaled_in_place=lambda x, w: F.linear(x, w.mul_(2)),
     scaled_in_place_before=lambda x, w: (w.mul_(2), F.linear(x, w))[1],
     cleared_in_place=lambda x, w: (w.select(0, 0).zero_(), F.linear(x, w))[1],

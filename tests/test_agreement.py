@@ -64,12 +64,14 @@ class Problem:
         dtype = DTYPES[self.dtype]
         return mlp(*self.widths, activation=ACTIVATIONS[self.activation], bias=self.bias).to(dtype)
 
-    def build(self) -> tuple[fh.Hypernet, nn.Module, Any, Tensor, Tensor, dict[str, bool]]:
+    def build(self) -> tuple[fh.Hypernet, nn.Module, Any, Tensor, Tensor, dict[str, Any]]:
         """The hypernetwork, the main network, phi, cond, x, and how x comes."""
         main, C = self.main(), 3
         dtype = DTYPES[self.dtype]
         hyper = hypernet(self.kind, fh.param_spec(main), C, self.wrapper)
-        rows = {"many": (self.B, self.N), "single": (self.B,), "shared": (self.N,), "grid": (self.B, self.N, 2)}[self.form]
+        rows = {"many": (self.B, self.N), "single": (self.B,), "shared": (self.N,), "grid": (self.B, self.N, 2)}[
+            self.form
+        ]
         g = torch.Generator().manual_seed(self.seed)
         x = torch.randn(*rows, self.widths[0], generator=g, dtype=dtype)
         if self.layout == "transposed":

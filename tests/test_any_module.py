@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import EVERY_PATH, assert_same, define, hypernet, mlp, model_results, random_phi, results, told
+from cases import EVERY_PATH, assert_same, hypernet, mlp, model_results, random_phi, results, told
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
 
 import functional_hyper as fh
 
@@ -64,7 +63,7 @@ def moved_statistics(norm: Any) -> nn.Module:
 
 
 def hooked() -> nn.Module:
-    net = mlp(5, 4, 2)
+    net: Any = mlp(5, 4, 2)
     net[0].register_forward_hook(lambda m, x, y: y + m.weight.sum())
     return net
 
@@ -85,7 +84,6 @@ def encoder_layer(**options: Any) -> nn.Module:
 
 def sequence(layer: nn.Module) -> nn.Module:
     return Lambda(lambda m, x: m.layer(x.unflatten(-1, (2, -1)))[0], layer=layer)
-
 
 
 def image(*layers: nn.Module) -> nn.Module:
@@ -109,11 +107,20 @@ RIGHT: dict[str, tuple[Make, tuple[int, ...] | int]] = {
     "hook": (hooked, (5,)),
     "prelu": (lambda: nn.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.PReLU(4)), (5,)),
     "layer norm": (lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.RMSNorm(4)), (5,)),
-    "group norm": (lambda: image(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), (32,)),
+    "group norm": (
+        lambda: image(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)),
+        (32,),
+    ),
     "instance norm": (lambda: image(nn.InstanceNorm2d(2, affine=True)), (32,)),
     "batch norm, eval": (lambda: nn.Sequential(nn.Linear(5, 4), moved_statistics(nn.BatchNorm1d(4))), (5,)),
-    "batch norm, untracked": (lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False)), (5,)),
-    "convolutions": (lambda: image(nn.Conv2d(2, 4, 3, groups=2, stride=2, padding=1), nn.ConvTranspose2d(4, 2, 2)), (32,)),
+    "batch norm, untracked": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False)),
+        (5,),
+    ),
+    "convolutions": (
+        lambda: image(nn.Conv2d(2, 4, 3, groups=2, stride=2, padding=1), nn.ConvTranspose2d(4, 2, 2)),
+        (32,),
+    ),
     "circular convolution": (
         lambda: nn.Sequential(nn.Unflatten(1, (2, -1)), nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular")),
         (12,),
@@ -154,7 +161,14 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return main, torch.randn(B, N, *shape, dtype=D)
 
 
-SLOW = ("weight norm", "old weight norm", "bilinear", "gru cell", "embedding bag", *(n for n in EVERY if "encoder" in n))
+SLOW = (
+    "weight norm",
+    "old weight norm",
+    "bilinear",
+    "gru cell",
+    "embedding bag",
+    *(n for n in EVERY if "encoder" in n),
+)
 """Right on every path, by vmap's slow fallback, of which torch warns."""
 
 
@@ -195,60 +209,3 @@ def test_right_or_refused(name: str, path: str) -> None:
         for value in vars(module).values():
             if isinstance(value, Tensor):
                 value.detach().numpy()  # an error for a tensor that a transform has left behind
-
-
-def traced(main: nn.Module) -> Any:
-    return torch.jit.trace(main, torch.ones(1, 5, dtype=D))
-
-
-COMPILED: dict[str, Callable[[Any], Any]] = {
-    "scripted": torch.jit.script,
-    "traced": traced,
-    "a part scripted": lambda main: nn.Sequential(torch.jit.script(main[0]), *main[1:]),
-    "a part traced": lambda main: nn.Sequential(traced(main[0]), *main[1:]),
-}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("path", EVERY_PATH)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", COMPILED)
-def test_torchscript_is_right_or_refused(how: str, kind: str, path: str) -> None:
-    eager, _ = build("mlp")
-    hyper, arguments, want = problem("mlp", kind)
-    try:
-        got = results(model(hyper, kind, COMPILED[how](eager), path), arguments)
-    except fh.HyperError:
-        return
-    assert_same(got, want)
-
-
-@pytest.mark.parametrize("path", EVERY_PATH)
-@pytest.mark.parametrize("kind", KINDS)
-def test_activation_checkpointing_inside_is_right_or_an_error(kind: str, path: str) -> None:
-    eager, _ = build("mlp")
-    hyper, arguments, want = problem("mlp", kind)
-
-    class Checkpointed(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return self[2](checkpoint(lambda x: self[1](self[0](x)), x, use_reentrant=False))
-
-    try:
-        got = results(model(hyper, kind, Checkpointed(*eager), path), arguments)
-    except fh.Refused:
-        return
-    assert_same(got, want)
-
-
-@pytest.mark.parametrize("path", EVERY_PATH)
-def test_batch_norm_in_training_is_refused(path: str) -> None:
-    main = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double()
-    hyper = hypernet("full", fh.param_spec(main))
-    model = fh.compose(hyper, main, path, many=True)
-    before = {k: v.clone() for k, v in main.state_dict().items()}
-    phi, cond, x = hyper.init(), torch.randn(B, 2, dtype=D), torch.randn(B, N, 5, dtype=D)
-    with pytest.raises(fh.Refused, match=r"BatchNorm1d.*training.*main\.eval\(\)"):
-        model(phi, cond, x)
-    assert all(torch.equal(v, before[k]) for k, v in main.state_dict().items())
-    main.eval()
-    assert_same({"y": model(phi, cond, x)}, {"y": define(hyper, main, phi, cond, x, many=True)})

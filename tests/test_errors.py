@@ -44,7 +44,7 @@ def raises(f: Callable[[], Any], *parts: str, kind: type[Exception] = fh.HyperEr
     message = str(caught.value)
     for part in parts:
         assert part in message, f"{part!r} is not in: {message}"
-    assert not issubclass(kind, fh.HyperError) or "expected" in message and "; " in message, message
+    assert not issubclass(kind, fh.HyperError) or ("expected" in message and "; " in message), message
 
 
 def evaluate(params: Any, x: Any = None, main: Any = MAIN, **how: Any) -> Callable[[str], Any]:
@@ -64,27 +64,43 @@ meta = lambda *shape: torch.zeros(*shape, device="meta")
 
 # name: (what is done on each path, parts of the message)
 ON_EVERY_PATH: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
-    "weights of another shape": (evaluate(swapped(**{"0_weight": torch.zeros(B, 4, 6)})), ("0.weight", "(B, 4, 5)", "(3, 4, 6)", "unravel")),
+    "weights of another shape": (
+        evaluate(swapped(**{"0_weight": torch.zeros(B, 4, 6)})),
+        ("0.weight", "(B, 4, 5)", "(3, 4, 6)", "unravel"),
+    ),
     "weights of one network": (evaluate(dict(MAIN.named_parameters())), ("0.weight", "(B, 4, 5)", "(4, 5)")),
     "two batch dims": (evaluate({n: t[None] for n, t in theta().items()}), ("0.weight", "(1, 3, 4, 5)")),
     "two numbers of networks": (evaluate(swapped(**{"2_bias": torch.zeros(B + 1, 2)})), ("2.bias", "B=3", "4")),
-    "two dtypes": (evaluate(swapped(**{"2_bias": torch.zeros(B, 2).double()})), ("2.bias", "float64", "float32", ".to(")),
+    "two dtypes": (
+        evaluate(swapped(**{"2_bias": torch.zeros(B, 2).double()})),
+        ("2.bias", "float64", "float32", ".to("),
+    ),
     "two devices": (evaluate(swapped(**{"2_bias": meta(B, 2)})), ("2.bias", "meta", "cpu", ".to(")),
     "an extra key": (evaluate(theta() | {"3.weight": torch.zeros(B, 2)}), ("params", "extra: 3.weight", "0.weight")),
     "a tied key": (
         evaluate({"0.weight": torch.zeros(B, 2, 2), "1.weight": torch.zeros(B, 2, 2)}, torch.zeros(B, 2), tied()),
         ("1.weight", "tied"),
     ),
-    "a missing key": (evaluate(without("2.bias"), main=mlp(5, 4, 2, device="meta", dtype=torch.float32)), ("missing: 2.bias", "meta")),
+    "a missing key": (
+        evaluate(without("2.bias"), main=mlp(5, 4, 2, device="meta", dtype=torch.float32)),
+        ("missing: 2.bias", "meta"),
+    ),
     "not a tensor": (evaluate(swapped(**{"0_bias": [0.0]})), ("0.bias", "list", "tensor")),
     "a flat vector": (evaluate(torch.randn(B, SPEC.size)), ("params", "dict", "Tensor", "unravel")),
     "no weights": (evaluate({}), ("params", "at least one", "none")),
     "no main network": (evaluate(theta(), main="mlp"), ("main", "str", "nn.Module")),
-    "more rows of x than networks": (evaluate(theta(), torch.randn(B + 1, 5)), ("x", "(3, ", "(4, 5)", "many=True", "shared=True", "index=")),
+    "more rows of x than networks": (
+        evaluate(theta(), torch.randn(B + 1, 5)),
+        ("x", "(3, ", "(4, 5)", "many=True", "shared=True", "index="),
+    ),
     "x without rows": (evaluate(theta(), torch.randn(5, 5)[0, 0]), ("x", "(3, ", "()")),
     "x without its second dim": (evaluate(theta(), torch.randn(B), many=True), ("x", "N", "(3,)")),
     "the second argument of other rows": (
-        evaluate({"w": torch.zeros(B, 2, 5)}, (torch.zeros(B, 5), torch.zeros(B + 1, 2)), lambda p, x, y: F.linear(x, p["w"]) + y),
+        evaluate(
+            {"w": torch.zeros(B, 2, 5)},
+            (torch.zeros(B, 5), torch.zeros(B + 1, 2)),
+            lambda p, x, y: F.linear(x, p["w"]) + y,
+        ),
         ("x", "(3, ", "(4, 2)"),
     ),
     "unknown randomness": (evaluate(theta(), randomness="same"), ("randomness", "'same'", "different")),
@@ -101,12 +117,27 @@ ON_EVERY_PATH: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
     "an index too large": (model(x=torch.randn(2, 5), index=torch.tensor([0, B])), ("index", "[0, 3)", "3")),
     "a negative index": (model(x=torch.randn(2, 5), index=torch.tensor([0, -1])), ("index", "[0, 3)", "-1")),
     "an index of floats": (model(x=torch.randn(2, 5), index=torch.zeros(2)), ("index", "int64", "float32")),
-    "an index of two dims": (model(x=torch.randn(2, 5), index=torch.zeros(2, 1, dtype=torch.int64)), ("index", "(S,)", "(2, 1)")),
-    "an index of other rows": (model(x=torch.randn(2, 5), index=torch.zeros(3, dtype=torch.int64)), ("x", "(3, ", "(2, 5)")),
-    "an index with many": (model(x=torch.randn(B, N, 5), index=torch.zeros(B, dtype=torch.int64), many=True), ("index", "many")),
-    "a task id too large": (model(torch.tensor([0, 1, 2]), hyper=fh.with_embedding(FULL, 2)), ("cond", "[0, 2)", "2", "num_tasks")),
+    "an index of two dims": (
+        model(x=torch.randn(2, 5), index=torch.zeros(2, 1, dtype=torch.int64)),
+        ("index", "(S,)", "(2, 1)"),
+    ),
+    "an index of other rows": (
+        model(x=torch.randn(2, 5), index=torch.zeros(3, dtype=torch.int64)),
+        ("x", "(3, ", "(2, 5)"),
+    ),
+    "an index with many": (
+        model(x=torch.randn(B, N, 5), index=torch.zeros(B, dtype=torch.int64), many=True),
+        ("index", "many"),
+    ),
+    "a task id too large": (
+        model(torch.tensor([0, 1, 2]), hyper=fh.with_embedding(FULL, 2)),
+        ("cond", "[0, 2)", "2", "num_tasks"),
+    ),
     "a negative task id": (model(torch.tensor([0, 1, -1]), hyper=fh.with_embedding(FULL, 2)), ("cond", "[0, 2)", "-1")),
-    "task ids of floats": (model(torch.zeros(B), hyper=fh.with_embedding(FULL, 2)), ("cond", "int64", "float32", "long")),
+    "task ids of floats": (
+        model(torch.zeros(B), hyper=fh.with_embedding(FULL, 2)),
+        ("cond", "int64", "float32", "long"),
+    ),
 }
 
 
@@ -119,7 +150,11 @@ def test_one_clear_error_on_every_path(name: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["grouped_convolution", "", "Loop", None, 3])
 def test_an_unknown_path_lists_the_valid_ones(path: Any) -> None:
-    for f in (lambda: evaluate(theta())(path), lambda: fh.compose(FULL, MAIN, path), lambda: fh.bind(MAIN, theta(), path)):
+    for f in (
+        lambda: evaluate(theta())(path),
+        lambda: fh.compose(FULL, MAIN, path),
+        lambda: fh.bind(MAIN, theta(), path),
+    ):
         raises(f, "path=", repr(path), *EVERY_PATH)
 
 

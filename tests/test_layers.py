@@ -1,4 +1,4 @@
-"""The package keeps its shape: imports point down, files stay small, nothing heavy comes with `import functional_hyper`."""
+"""The package keeps its shape: imports point down, files stay small, and nothing heavy comes with the package."""
 
 from __future__ import annotations
 

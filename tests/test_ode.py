@@ -20,8 +20,8 @@ def test_a_linear_system_has_its_known_solution(method):
     want = torch.stack([torch.einsum("boi,bi->bo", torch.matrix_exp(s * matrices), y0) for s in t])
     main = nn.Linear(D, D, bias=False).double()
     order = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-    options: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-7}
-    tolerance = 1e-3
+    options: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
+    tolerance = 1e-2
     if method in order:
         options, tolerance = {}, 20 * (1 / 40) ** order[method]
     if method in ADAMS:  # of order 12, the default, explicit_adams is unstable at this step
@@ -56,11 +56,11 @@ def test_batched_is_one_by_one(method, path, many):
 def test_adaptive_batched_is_one_by_one_within_tolerance(method):
     main, y0, t = network(), states(many=False), times()
     weights = draw(main)
-    got = ode.solve(main, weights, y0, t, method=method, rtol=1e-6, atol=1e-7)
+    got = ode.solve(main, weights, y0, t, method=method, rtol=1e-5, atol=1e-6)
     for b in range(B):
         alone = {n: w[b : b + 1] for n, w in weights.items()}
-        want = ode.solve(main, alone, y0[b : b + 1], t, method=method, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(got[:, b : b + 1], want, rtol=1e-3, atol=1e-4)
+        want = ode.solve(main, alone, y0[b : b + 1], t, method=method, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got[:, b : b + 1], want, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("gradient", ["direct", "deferred", "adjoint"])

@@ -25,7 +25,9 @@ def phi_in(folder, name):
 
 @pytest.mark.parametrize(("example", "name", "options"), EXAMPLES)
 def test_a_resumed_run_ends_in_the_same_bits(example, name, options, tmp_path, monkeypatch):
-    run = lambda folder, *more: example.main(["--steps", "4", "--out", str(tmp_path / folder), *options, *more])
+    run = lambda folder, *more: example.main(
+        ["--steps", "4", "--no-compile", "--out", str(tmp_path / folder), *options, *more]
+    )
     whole = run("whole")
     assert all(float(torch.as_tensor(v).max()) < 10 for v in whole.values())
     assert list((tmp_path / "whole").glob("*.png"))
@@ -53,12 +55,14 @@ def test_a_resumed_run_ends_in_the_same_bits(example, name, options, tmp_path, m
 
 @pytest.mark.parametrize("gradient", ["direct", "adjoint"])
 def test_every_gradient_trains(gradient, tmp_path):
-    lotka_volterra.main(["--steps", "1", "--gradient", gradient, "--path", "auto", "--out", str(tmp_path)])
+    lotka_volterra.main(
+        ["--steps", "1", "--no-compile", "--gradient", gradient, "--path", "auto", "--out", str(tmp_path)]
+    )
 
 
 def test_the_other_arms_run(tmp_path):
     arms = ["shared", "inputs", "wide"]
-    found = forecast.main(["--steps", "1", "--batch", "4", "--out", str(tmp_path), "--arms", *arms])
+    found = forecast.main(["--steps", "1", "--no-compile", "--batch", "4", "--out", str(tmp_path), "--arms", *arms])
     assert list(found) == arms
 
 

@@ -85,7 +85,7 @@ def test_direct_and_deferred_agree_with_the_loop(method, path, many):
 
 @pytest.mark.parametrize("method", [*ADAPTIVE])
 def test_deferred_is_direct_with_adaptive_methods(method):
-    tight: Any = {"rtol": 1e-6, "atol": 1e-7}  # unused last stages and rejected steps included
+    tight: Any = {"rtol": 1e-4, "atol": 1e-5}  # unused last stages and rejected steps included
     assert_same(
         gradients(network(), "deferred", method=method, **tight), gradients(network(), "direct", method=method, **tight)
     )

@@ -134,7 +134,9 @@ def test_under_grad() -> None:
 
 
 @pytest.mark.usefixtures("dynamo")
-@pytest.mark.parametrize("tree", [net(), {"b": [torch.zeros(2), torch.zeros(())], "a": Pair(torch.ones(1, 2), torch.ones(1))}])
+@pytest.mark.parametrize(
+    "tree", [net(), {"b": [torch.zeros(2), torch.zeros(())], "a": Pair(torch.ones(1, 2), torch.ones(1))}]
+)
 def test_under_compile(tree: Any) -> None:
     spec = fh.param_spec(tree)
 
@@ -171,7 +173,16 @@ def test_plain_data() -> None:
 
 def test_prints_as_a_table() -> None:
     lines = str(fh.param_spec(net())).splitlines()
-    assert [line.split()[0] for line in lines] == ["name", "0.weight", "0.bias", "1.weight", "2.weight", "2.bias", "3.weight", lines[-1].split()[0]]
+    assert [line.split()[0] for line in lines] == [
+        "name",
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "2.weight",
+        "2.bias",
+        "3.weight",
+        lines[-1].split()[0],
+    ]
     assert "(4, 3)" in lines[1]
     assert "linear" in lines[1]
     assert "P=33" in lines[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_draws_are_torchs_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("law", ["uniform", "normal", "constant"])
-def test_a_draw_samples_what_it_says(law: str) -> None:
+def test_a_draw_samples_what_it_says(law: Any) -> None:
     draw = type(fh.param_spec(nn.Linear(2, 2)).slots[0].draw)(law, 0.7)
     values = draw.sample((20000,), torch.Generator().manual_seed(0), torch.float64)
     assert values.mean().item() == pytest.approx(draw.mean, abs=0.02)
@@ -77,11 +78,16 @@ KNOWN = [
     (nn.Embedding(5, 4), {"weight": ("embedding", False, 1, 4, 1)}),
     (nn.PReLU(4), {"weight": ("other", False, 1, 1, 1)}),
     (nn.LSTM(3, 4), {"weight_ih_l0": ("linear", False, 3, 4, 1), "weight_hh_l0": ("linear", False, 4, 4, 1)}),
-    (nn.MultiheadAttention(6, 2), {"in_proj_weight": ("linear", False, 6, 6, 1), "in_proj_bias": ("linear", True, 6, 6, 1)}),
+    (
+        nn.MultiheadAttention(6, 2),
+        {"in_proj_weight": ("linear", False, 6, 6, 1), "in_proj_bias": ("linear", True, 6, 6, 1)},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("layer", "expected"), KNOWN, ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "")
+@pytest.mark.parametrize(
+    ("layer", "expected"), KNOWN, ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else ""
+)
 def test_kinds_and_fans(layer: nn.Module, expected: dict[str, tuple[str, bool, int, int, int]]) -> None:
     slots = {s.name: s for s in fh.param_spec(nn.Sequential(layer)).slots}
     for name, want in expected.items():

@@ -76,7 +76,7 @@ def test_what_is_not_generated_trains_in_the_main_network(include: Any, path: st
 
 @pytest.mark.parametrize("path", EVERY_PATH)
 def test_what_is_not_generated_is_read_at_each_call(path: str) -> None:
-    main = mlp(5, 4, 2)
+    main: Any = mlp(5, 4, 2)
     hyper, phi, cond = case("full", fh.param_spec(main, include="0.*"))
     x = torch.randn(B, 5, dtype=D)
     net = fh.compose(hyper, main, path).bind(phi, cond, x)
@@ -113,18 +113,14 @@ def test_several_arguments(many: bool, path: str) -> None:
 
 @pytest.mark.parametrize("path", EVERY_PATH)
 @pytest.mark.parametrize("form", ["dict", "list", "nested"])
-def test_tensors_inside_an_argument_are_rows_too_or_an_error(form: str, path: str) -> None:
+def test_tensors_inside_an_argument_are_rows_too(form: str, path: str) -> None:
     main = lambda p, x: F.linear(x["a"] if isinstance(x, dict) else x[0], p["w"])
     spec = fh.param_spec({"w": torch.zeros(4, 5, dtype=D)})
     hyper, phi, cond = case("full", spec)
     a = torch.randn(B, N, 5, dtype=D)
     x = {"dict": {"a": a}, "list": [a], "nested": ({"a": a},)}[form]
     plain = lambda p, x: F.linear(x, p["w"])
-    try:
-        got = fh.compose(hyper, main, path, many=True)(phi, cond, x)
-    except fh.HyperError as error:
-        assert "x" in str(error)
-        return
+    got = fh.compose(hyper, main, path, many=True)(phi, cond, x)
     assert_same({"y": got}, {"y": define(hyper, plain, phi, cond, a, many=True)})
 
 

@@ -16,7 +16,7 @@ B, N = 3, 4
 
 
 def snapshot(main: nn.Module) -> Callable[[], None]:
-    """A check that the module is what it was: the same tensors, of the same values, in the same order, in the same mode."""
+    """A check that the module is what it was: the same tensors, values, order and mode."""
     own = [(n, p, p.detach().clone(), p.grad) for n, p in main.named_parameters(remove_duplicate=False)]
     buffers = [(n, b, b.clone()) for n, b in main.named_buffers()]
     modes = [(m, m.training, list(m._parameters), list(vars(m))) for m in main.modules()]
@@ -29,7 +29,9 @@ def snapshot(main: nn.Module) -> Callable[[], None]:
             assert p is before, name
             assert torch.equal(p, value), name
             assert p.grad is grad, name
-        assert all(b is c and torch.equal(b, v) for (_, b), (_, c, v) in zip(main.named_buffers(), buffers, strict=True))
+        assert all(
+            b is c and torch.equal(b, v) for (_, b), (_, c, v) in zip(main.named_buffers(), buffers, strict=True)
+        )
         for module, training, names, attributes in modes:
             assert module.training == training
             assert list(module._parameters) == names
@@ -92,7 +94,9 @@ def test_after_an_answer(name: str, kind: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", EVERY_PATH)
 @pytest.mark.parametrize("kind", ["full", "low rank"])
-@pytest.mark.parametrize("error", [KeyError("own"), RuntimeError("own"), ValueError("own"), fh.HyperError("own"), NotImplementedError("own")])
+@pytest.mark.parametrize(
+    "error", [KeyError("own"), RuntimeError("own"), ValueError("own"), fh.HyperError("own"), NotImplementedError("own")]
+)
 def test_after_an_error_of_the_main_network(error: Exception, kind: str, path: str) -> None:
     main = Failing()
     check = snapshot(main)

@@ -119,14 +119,15 @@ def solve_steps(
     t: Tensor,
 ) -> Tensor:
     """The states at the times, a compiled step from each to the next; t ``(T,)`` or columns ``(T, B, 1, ...)``."""
-    ys, anchor = [y0], recorder.anchors[0]
+    anchor = recorder.anchors[0]
+    ys = [y0 + anchor]  # the first step has a graph as the others have: one compilation
     key = [*map(id, leaves), 0]  # the last for -1, no generated weight
     for t0, t1 in pairwise(t.unbind(0)):
         taps = [anchor.expand(y[0], stages * _rows(y), y[-1]) for _, _, _, y in calls]
         y, xs = step(leaves, taps, args, t0, t1, ys[-1])
         for (w, b, _, _), tap, x in zip(calls, taps, xs, strict=True):
             if tap.requires_grad:
-                tap.register_hook(recorder.hook((key[w], key[b]), x.detach()))
+                recorder.listen(tap, (key[w], key[b]), x.detach())
         ys.append(y)
     return torch.stack(ys)
 

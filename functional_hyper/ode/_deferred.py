@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Recorder:
                 return y if y is NotImplemented else rule(input, weight, bias)
             if not y.requires_grad:  # nothing before it has a graph: give it one
                 y = y + self.anchors[0]
-            y.register_hook(self.hook((w, b), input.detach()))
+            self.listen(y, (w, b), input.detach())
             return y
 
         return recorded
@@ -67,20 +67,27 @@ class Recorder:
         found = self.watched.get(id(weight))
         return (id(weight), found[1]) if found is not None else (0, weight)
 
-    def hook(self, key: tuple[int, int], x: Tensor) -> Callable[[Tensor], None]:
-        version = x._version
+    def listen(self, y: Tensor, key: tuple[int, int], x: Tensor) -> None:
+        """Take note of y's gradient when the backward pass has it; `key` names the weight and the bias, 0 for none.
 
-        def receive(g: Tensor) -> None:
-            if x._version != version:
-                got = "an in-place operation on the input of a linear layer"
-                want, mend = "a main network that keeps its activations", "use the out-of-place one"
-                raise bad("solve(gradient='deferred')", want, got, mend, Refused)
-            waiting = self.waiting[key]
-            waiting.append((x, g))
-            if len(waiting) == EVALUATIONS or len(waiting) * g[0].numel() >= ROWS * g.shape[-1]:
-                self._add(key, self.waiting.pop(key))
+        The hook sits on y's node, at a third of the cost of one on y.
+        """
+        assert y.grad_fn is not None
+        y.grad_fn.register_prehook(partial(self._receive, key, x, x._version, y.output_nr))
 
-        return receive
+    def _receive(
+        self, key: tuple[int, int], x: Tensor, version: int, place: int, grads: Sequence[Tensor | None]
+    ) -> None:
+        if (g := grads[place]) is None:
+            return
+        if x._version != version:
+            got = "an in-place operation on the input of a linear layer"
+            want, mend = "a main network that keeps its activations", "use the out-of-place one"
+            raise bad("solve(gradient='deferred')", want, got, mend, Refused)
+        waiting = self.waiting[key]
+        waiting.append((x, g))
+        if len(waiting) == EVALUATIONS or len(waiting) * g[0].numel() >= ROWS * g.shape[-1]:
+            self._add(key, self.waiting.pop(key))
 
     def _add(self, key: tuple[int, int], pairs: list[tuple[Tensor, Tensor]]) -> None:
         w, b = key
