@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from functional_hyper.study import interleaved, measure, peak_bytes, table
-from functional_hyper.study.__main__ import main
-from functional_hyper.study._workloads import call_functions, solve_functions, step_functions
+from functional_hyper.study import (
+    call_functions,
+    interleaved,
+    main,
+    measure,
+    peak_bytes,
+    solve_functions,
+    step_functions,
+    table,
+)
 
 
 def test_peak_bytes_are_those_allocated_at_once():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -15,16 +14,14 @@ from .._errors import Refused, bad
 from .._types import Main, PyTree
 from ..evaluate import Bound, bind
 from ..paths import Path
-from ..weights import Leaf, materialize
+from ..weights import materialize
 from ._compiled import compiled_step, plan, solve_steps
 from ._deferred import Recorder
-from ._graph import distinct, parameters_of, rebuild, refuse_captured, tensors_in, tensors_of
+from ._graph import distinct, rebuild, refuse_captured
 from ._grids import Odeint, Rhs, columns, integrate
 from ._isolated import isolated
 from ._methods import SCIPY, STAGES, check_options, count_evaluations
-
-Field: TypeAlias = Callable[..., Tensor]
-"""``field(net, t, y, *args) -> dy/dt``."""
+from ._problem import Field, Problem
 
 
 def autonomous(net: Bound, t: Tensor, y: Tensor, *args: Any) -> Tensor:
@@ -138,38 +135,6 @@ def _check_states(y0: Any, t: Any, many: bool) -> None:
     if not isinstance(t, Tensor) or t.dim() not in (1, 2) or not t.is_floating_point() or not t.shape[0]:
         got = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         raise bad("solve(t=...)", "floating times (T,) or (T, B), T >= 1", got, "torch.linspace(start, end, T)")
-
-
-class Problem:
-    """dy/dt as a function of t and y, and the tensors it was given."""
-
-    def __init__(self, net: Bound, field: Field, args: tuple[Any, ...]) -> None:
-        self.net, self.field, self.args = net, field, args
-        self.leaves: list[Leaf] = [c.leaf for c in net.choices]
-
-    def rhs(self, t: Any, y: Tensor) -> Tensor:
-        dy = self.field(self.net, t, y, *self.args)
-        if not isinstance(dy, Tensor) or dy.shape != y.shape:
-            got = tuple(dy.shape) if isinstance(dy, Tensor) else type(dy).__name__
-            raise bad("solve(field=...)", f"dy/dt of y's shape {tuple(y.shape)}", got, "field(net, t, y, *args)")
-        return dy
-
-    def own(self) -> list[Tensor]:
-        """The parameters that the modules of the problem hold and train themselves."""
-        generated = {id(box[key]) for box, key, _ in self.net.caller.sites}
-        found = parameters_of(self.net.caller.main, self.field, self.args)
-        return [p for p in found if id(p) not in generated]
-
-    def given(self) -> list[Tensor]:
-        """The tensors of the weights and of the arguments."""
-        return distinct([*tensors_of(self.leaves), *tensors_in(self.args)])
-
-    def rebound(self, leaves: Sequence[Leaf], args: Any, path: Path) -> Problem:
-        """The same problem with other prepared weights, and a path that differs only in its rules."""
-        net = copy.copy(self.net)
-        net.choices = [replace(c, leaf=leaf) for c, leaf in zip(net.choices, leaves, strict=True)]
-        net.run = path.bind(net.caller, leaves, "error", net.shared)
-        return Problem(net, self.field, args)
 
 
 def _direct(problem: Problem, y0: Tensor, t: Tensor, method: str, options: dict[str, Any]) -> Tensor:
