@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active as inside_transform
 
 from .._errors import Refused, bad
+from .._functorch import inside_transform
 from ._deferred import Recorder
 from ._graph import refuse_captured
 
