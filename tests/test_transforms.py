@@ -11,6 +11,7 @@ from typing import Any
 import optree
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import EVERY_PATH, Encoder, assert_same, define, hypernet, mlp, random_phi
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -35,9 +36,16 @@ class Affine(nn.Module):
         return (x * self.weight + self.bias).tanh()
 
 
+class Normalized(nn.Linear):
+    """A layer that computes with its weight before it multiplies."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, F.normalize(self.weight, dim=1), self.bias)
+
+
 def setting(kind: str, B: int = B) -> tuple[fh.Hypernet, nn.Module, Any, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
-    main = nn.Sequential(*mlp(5, 4), Affine(), *mlp(4, 2))
+    main = nn.Sequential(*mlp(5, 4), Affine(), Normalized(4, 2, dtype=D))
     hyper = hypernet(kind, fh.param_spec(main), C)
     cond, x = torch.randn(B, C, generator=g, dtype=D), torch.randn(B, N, 5, generator=g, dtype=D)
     return hyper, main, random_phi(hyper), cond, x
