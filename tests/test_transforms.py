@@ -36,16 +36,16 @@ class Affine(nn.Module):
         return (x * self.weight + self.bias).tanh()
 
 
-class Normalized(nn.Linear):
+class Squashed(nn.Linear):
     """A layer that computes with its weight before it multiplies."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, F.normalize(self.weight, dim=1), self.bias)
+        return F.linear(input, self.weight.tanh(), self.bias)
 
 
 def setting(kind: str, B: int = B) -> tuple[fh.Hypernet, nn.Module, Any, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
-    main = nn.Sequential(*mlp(5, 4), Affine(), Normalized(4, 2, dtype=D))
+    main = nn.Sequential(*mlp(5, 4), Affine(), Squashed(4, 2, dtype=D))
     hyper = hypernet(kind, fh.param_spec(main), C)
     cond, x = torch.randn(B, C, generator=g, dtype=D), torch.randn(B, N, 5, generator=g, dtype=D)
     return hyper, main, random_phi(hyper), cond, x
