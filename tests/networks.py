@@ -179,6 +179,11 @@ def convolution(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.conv2d(x, w, b, padding=1)
 
 
+@MIXING(inputs="NIL", w="OIO", b="O", v="OL")
+def linear_after_convolution(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return F.linear(F.conv1d(x, w, padding="same"), v, b)  # vmap's convolution has the network axis elsewhere
+
+
 @MIXING(inputs="NOL", w="OIL", b="I")
 def transposed_convolution(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.conv_transpose1d(x, w, b, stride=2)

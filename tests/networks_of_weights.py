@@ -124,6 +124,10 @@ HANDLING.lines(
     scaled_in_place=lambda x, w: F.linear(x, w.mul_(2)),
     scaled_in_place_before=lambda x, w: (w.mul_(2), F.linear(x, w))[1],
     cleared_in_place=lambda x, w: (w.select(0, 0).zero_(), F.linear(x, w))[1],
+    activated_in_place=lambda x, w: (F.relu(w, inplace=True), F.linear(x, w))[1],
+    changed_by_aten=lambda x, w: (torch.ops.aten.mul_(w, 2), F.linear(x, w))[1],
+    changed_through_a_view=lambda x, w: (w.detach()[0].mul_(2), F.linear(x, w))[1],
+    changed_by_foreach=lambda x, w: (torch._foreach_mul_([w], 2.0), F.linear(x, w))[1],
     embedding_renormalised=lambda x, w: F.embedding(torch.tensor([0, 1]), w, max_norm=0.1) @ x.T,
 )
 

@@ -85,6 +85,16 @@ def test_no_weight_is_formed(form: str, kind: str, O: int, I: int) -> None:
     assert cond.grad is not None
 
 
+@pytest.mark.parametrize(("O", "I"), [(2, 64), (64, 2)], ids=["wide", "tall"])
+def test_the_smaller_intermediate_is_formed(O: int, I: int) -> None:
+    hyper, phi, cond = setting("full", O, I)
+    x = torch.randn(B, N, I, dtype=torch.float64, requires_grad=True)
+    width = next(iter(hyper.weights(phi, cond).values())).features.shape[-1]
+    with Sizes() as sizes:
+        fh.compose(hyper, lambda p, x: F.linear(x, p["w"]), "contracted", many=True)(phi, cond, x).sum().backward()
+    assert sizes.largest < B * N * width * 64, sizes.where
+
+
 def layers() -> nn.Module:
     return nn.Sequential(
         nn.Linear(I, O), nn.ReLU(), nn.LayerNorm(O), nn.Linear(O, I), nn.Tanh(), nn.Linear(I, 2)

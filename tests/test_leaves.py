@@ -177,6 +177,24 @@ def test_wrappers_never_rename_inner_keys(kind: str) -> None:
         assert set(fh.with_base(hyper).init()) == NAMES[kind] | {"base.weight", "base.bias"}
 
 
+def test_a_given_base_is_where_it_starts() -> None:
+    main = mlp(5, 4, 2)
+    spec = fh.param_spec(main)
+    start = nn.utils.parameters_to_vector(main.parameters()).detach()
+    cond = randn(B, 2)
+    for kind in ("full", "chunked by size", "chunked by layer", "custom"):
+        for base in (start, dict(main.named_parameters())):
+            hyper = fh.with_base(KINDS[kind](spec, 2), base)
+            phi = {
+                n: torch.zeros_like(v) if n == "map" else v for n, v in hyper.init().items()
+            }  # a custom one is not 0
+            assert torch.equal(hyper.apply(phi, cond), start.expand(B, -1)), kind
+    for hyper in (fh.low_rank(spec, 2, base=start), fh.scaled(spec, 2, base=dict(main.named_parameters()))):
+        phi = hyper.init()
+        assert not any(n.startswith("base.") for n in phi)  # the caller's, frozen
+        assert torch.equal(hyper.apply(phi, cond), start.expand(B, -1))
+
+
 def test_a_chunk_is_a_number_of_weights() -> None:
     """Weight p is chunk ``p // S``, offset ``p % S``, the tail cut."""
     spec = fh.param_spec({"w": torch.zeros(7, dtype=D)})

@@ -27,7 +27,7 @@ COMPILED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("path", EVERY_PATH)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", COMPILED)

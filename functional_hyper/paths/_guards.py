@@ -33,12 +33,13 @@ def changed() -> Refused:
 
 def writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that a torch call changes in place, as its name and arguments tell."""
-    name = getattr(func, "__name__", "")
-    target = [args[0]] if args and (name in IN_PLACE or (name.endswith("_") and not name.startswith("_"))) else []
-    if func is F.embedding and ((len(args) > 3 and args[3] is not None) or (kwargs or {}).get("max_norm") is not None):
-        target = [args[1] if len(args) > 1 else kwargs["weight"]]
-    out = (kwargs or {}).get("out")
-    return [t for t in (*target, *(out if isinstance(out, (tuple, list)) else [out])) if isinstance(t, Tensor)]
+    name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+    in_place = name.endswith("_") and (not name.startswith("_") or name.startswith("_foreach_"))
+    found = [args[0]] if args and (in_place or name in IN_PLACE or kwargs.get("inplace") is True) else []
+    if func is F.embedding and ((len(args) > 3 and args[3] is not None) or kwargs.get("max_norm") is not None):
+        found = [args[1] if len(args) > 1 else kwargs["weight"]]
+    found.append(kwargs.get("out"))
+    return [t for one in found for t in (one if isinstance(one, (tuple, list)) else [one]) if isinstance(t, Tensor)]
 
 
 OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
