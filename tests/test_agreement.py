@@ -107,7 +107,7 @@ def contractible(path: str, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(problem=problems)
 def test_every_path_is_the_definition(path: str, problem: Problem) -> None:
     if not contractible(path, problem.kind):
@@ -118,7 +118,7 @@ def test_every_path_is_the_definition(path: str, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(problem=problems)
 def test_plain_weights_and_bound_networks(path: str, problem: Problem) -> None:
     """`evaluate` and `bind` with dense weights and with leaves; a bound network called twice."""
@@ -137,7 +137,7 @@ def test_plain_weights_and_bound_networks(path: str, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(problem=problems, rows=st.integers(0, 5))
 def test_index_is_one_network_for_each_row(path: str, problem: Problem, rows: int) -> None:
     if not contractible(path, problem.kind) or (problem.B == 0 and rows):
@@ -152,7 +152,7 @@ def test_index_is_one_network_for_each_row(path: str, problem: Problem, rows: in
     assert_same(got, want)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(problem=problems, batch=st.lists(st.integers(0, 2), max_size=2).map(tuple))
 def test_weights_mean_what_apply_says(problem: Problem, batch: tuple[int, ...]) -> None:
     if problem.dtype == "float32":
@@ -169,7 +169,7 @@ def test_weights_mean_what_apply_says(problem: Problem, batch: tuple[int, ...]) 
         torch.testing.assert_close(leaves[name], want, rtol=1e-12, atol=1e-14)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(problem=problems)
 def test_init_is_a_function_of_its_generator(problem: Problem) -> None:
     hyper, _, _, cond, _, _ = problem.build()

@@ -20,11 +20,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 import functional_hyper as fh
 
 B, N, C, D = 3, 4, 2, torch.float64
-DENSE = ("loop", "vmap", "grouped_conv", "bmm", "broadcast")
-"""Paths for which all kinds of weights are the same: dense."""
-
-KINDS = ("chunked by layer", "low rank", "scaled")
-COMBINATIONS = [*(("full", p) for p in EVERY_PATH), *((k, p) for k in KINDS for p in EVERY_PATH if p not in DENSE)]
+KINDS = ("full", "chunked by layer", "low rank", "scaled")
+COMBINATIONS = [(kind, path) for kind in KINDS for path in EVERY_PATH]
 
 Model = Callable[..., Tensor]
 
