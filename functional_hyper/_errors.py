@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class HyperError(ValueError):
     """Bad input, found at the door: names the call, what was expected, what came, and the mend."""
@@ -15,7 +17,10 @@ class Hidden(Refused):
     """A transform inside the main network took hold of a weight that exists only as factors."""
 
 
-def bad(call: str, expected: object, got: object, mend: str, kind: type[HyperError] = HyperError) -> HyperError:
+E = TypeVar("E", bound=HyperError)
+
+
+def bad(call: str, expected: object, got: object, mend: str, kind: type[E] = HyperError) -> E:
     """The error, ready to raise: `` `call` expected ..., got ...; mend ``."""
     return kind(f"`{call}` expected {expected}, got {got}; {mend}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import paths
 from ._errors import bad, listed
 from ._types import Inputs, Main, PyTree
-from .params import leaf_names
+from .params import leaf_names, numbered
 from .paths import Choice, Load, Path
 from .paths._main import Caller
 from .paths._rules import Log
@@ -177,8 +177,7 @@ def checked(main: Main, params: PyTree) -> tuple[list[Leaf], PyTree]:
         if not callable(main):
             raise bad("bind(main=...)", "an nn.Module or a function f(params, x)", type(main).__name__, "pass either")
         names, leaves = leaf_names(params), optree.tree_leaves(params)
-        order = iter(range(len(leaves)))
-        template = optree.tree_map(lambda _: next(order), params)
+        template = numbered(params)
         shapes = [None] * len(leaves)
     if not leaves:
         raise bad(call, "at least one parameter", "none", "a network without weights needs no hypernetwork")

@@ -93,8 +93,7 @@ def param_spec(main: nn.Module | PyTree, include: str | Sequence[str] | None = N
         if len(named) != len(leaves):
             raise bad("param_spec(main=...)", "leaves of different names", listed(leaf_names(main)), "rename a key")
         owners = {}
-        order = iter(range(len(leaves)))
-        template = optree.tree_map(lambda _: next(order), main)
+        template = numbered(main)
     dtype = _one_dtype(named)
     slots = [describe(name, tuple(t.shape), owners.get(name)) for name, t in named.items()]
     return ParamSpec(_paired(slots), dtype, template)
@@ -135,6 +134,12 @@ def _paired(slots: list[Slot]) -> tuple[Slot, ...]:
     names = {s.name for s in slots}
     swap = {True: ("bias", "weight"), False: ("weight", "bias")}
     return tuple(replace(s, paired=s.name.replace(*swap[s.is_bias]) in names - {s.name}) for s in slots)
+
+
+def numbered(tree: PyTree) -> PyTree:
+    """The tree with each leaf's position, in flatten order, in its place."""
+    order = iter(range(len(optree.tree_leaves(tree))))
+    return optree.tree_map(lambda _: next(order), tree)
 
 
 def leaf_names(tree: PyTree) -> list[str]:

@@ -60,7 +60,7 @@ def drawn(hyper: fh.Hypernet, seeds: int, conds: int = 16) -> dict[str, Tensor]:
 @pytest.mark.parametrize("rule", ["ordinary", "hyperfan_in", "hyperfan_out", "bias_hyperinit"])
 @pytest.mark.parametrize("make", MAKERS)
 def test_variance_is_as_promised(make: str, rule: str):
-    main = nn.Sequential(nn.Conv2d(8, 32, 3), nn.Linear(50, 90), nn.Linear(90, 80, bias=False))
+    main = nn.Sequential(nn.Conv2d(8, 32, 3), nn.Linear(50, 90), nn.Linear(90, 80, bias=False), nn.Linear(4, 1500))
     hyper = MAKERS[make](fh.param_spec(main), rule)
     for name, w in drawn(hyper, 40).items():
         slot = next(s for s in hyper.spec.slots if s.name == name)
@@ -101,17 +101,36 @@ def deep() -> nn.Sequential:
     return nn.Sequential(*[m for _ in range(10) for m in (nn.Linear(64, 64), nn.ReLU())])
 
 
-@pytest.mark.parametrize("rule", ["hyperfan_in", "measured"])
-@pytest.mark.parametrize("make", [m for m in MAKERS if m != "by layer"])  # there layers share all but an embedding
+# One head emits all layers, so that they are not independent: what one layer amplifies, the next does too.
+AMPLIFIES = {("chunked", "measured"), ("by layer", "hyperfan_in"), ("by layer", "measured")}
+DEEP = [
+    pytest.param(m, r, marks=pytest.mark.xfail(strict=True, reason="2 to 3 times") if (m, r) in AMPLIFIES else ())
+    for m in MAKERS
+    for r in ("hyperfan_in", "measured")
+]
+NORMED: dict[str, Make] = {
+    "chunked": lambda spec, init: fh.chunked(spec, 32, (WIDTH,), chunk_size=1000, layer_norm=True, init=init),
+    "by layer": lambda spec, init: fh.chunked(spec, 32, (WIDTH,), by="layer", layer_norm=True, init=init),
+}
+
+
+@pytest.mark.parametrize(("make", "rule"), DEEP)
 def test_ten_layers_keep_their_scale(make: str, rule: str):
+    keeps_its_scale(MAKERS[make], rule)
+
+
+@pytest.mark.parametrize(("make", "rule"), [(m, r) for m in NORMED for r in ("hyperfan_in", "measured")])
+def test_a_layer_norm_keeps_the_scale_of_chunks(make: str, rule: str):
+    keeps_its_scale(NORMED[make], rule)
+
+
+def keeps_its_scale(make: Make, rule: str) -> None:
     main = deep()
     generator = torch.Generator().manual_seed(0)
-    # Conds of another scale are what measuring is for. Chunks are told apart by embeddings of unit scale, which such
-    # conds would drown: all layers' weights would then be alike.
-    gain = 1.0 if rule == "hyperfan_in" or "chunked" in make else 5.0
+    gain = 1.0 if rule == "hyperfan_in" else 5.0  # conds of another scale are what measuring is for
     cond = gain * torch.randn(64, 32, generator=generator)
     init = initializers.Measured(cond) if rule == "measured" else rule
-    hyper = MAKERS[make](fh.param_spec(main), init)
+    hyper = make(fh.param_spec(main), init)
     ratios = torch.zeros(10)
     for seed in range(10):
         phi = hyper.init(torch.Generator().manual_seed(seed))

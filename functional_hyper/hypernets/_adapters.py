@@ -17,8 +17,7 @@ from ..params import ParamSpec
 from ..slots import Draw, Slot
 from ..weights import Leaf, map_leaves
 from ._hypernet import Hypernet, flatten, has_base, ready, seeded
-from ._trunk import Trunk
-from .full import power_of
+from ._trunk import Trunk, power_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Adapter:
     ) -> Phi:
         generator, dtype = seeded(generator), dtype or self.spec.dtype
         phi = self.trunk.init(generator, dtype)
-        power = power_of(self.trunk, self.initializer, phi)
+        power = power_of(self.trunk, self.initializer, phi, self.trunk)
         for slot in self.spec.slots:
             for part in self._parts(slot):
                 like = Slot(part.name, part.shape, slot.kind, slot.is_bias, 0, 0, 1, slot.draw)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._errors import bad
 from .._types import Phi
+from ..initializers import Initializer, Measured
 from ..slots import Draw
 
 
@@ -73,7 +74,7 @@ class Trunk:
 
     def __call__(self, phi: Phi, cond: Tensor) -> Tensor:
         """Features ``(*batch, K)`` of conds ``(*batch, in_features)``."""
-        self.check(cond)
+        check_cond(cond, self.in_features)
         f = activation_of(self.activation)
         for i, out in enumerate(self.hidden):
             cond = F.linear(cond, phi[f"trunk.{i}.weight"], phi[f"trunk.{i}.bias"])
@@ -86,13 +87,24 @@ class Trunk:
         """Features ``(*batch, K + 1)``, the last the constant 1 that a head's bias row multiplies."""
         return F.pad(self(phi, cond), (0, 1), value=1.0)
 
-    def check(self, cond: Any) -> None:
-        if not isinstance(cond, Tensor) or cond.dim() == 0 or cond.shape[-1] != self.in_features:
-            got = tuple(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
-            want = f"(*batch, in_features) with in_features={self.in_features}"
-            raise bad("hyper(phi, cond=...)", want, got, "with_embedding takes task ids, with_encoder anything else")
-        if not cond.is_floating_point():
-            raise bad("hyper(phi, cond=...)", "floating numbers", cond.dtype, "with_embedding takes task ids")
+
+def check_cond(cond: Any, in_features: int) -> None:
+    """An error for a cond that is no ``(*batch, in_features)`` of floating numbers."""
+    if not isinstance(cond, Tensor) or cond.dim() == 0 or cond.shape[-1] != in_features:
+        got = tuple(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
+        want = f"(*batch, in_features) with in_features={in_features}"
+        raise bad("hyper(phi, cond=...)", want, got, "with_embedding takes task ids, with_encoder anything else")
+    if not cond.is_floating_point():
+        raise bad("hyper(phi, cond=...)", "floating numbers", cond.dtype, "with_embedding takes task ids")
+
+
+def power_of(trunk: Trunk, initializer: Initializer, phi: Phi, features: Callable[[Phi, Tensor], Tensor]) -> float:
+    """``K v``: known from the trunk's own initialisation, or measured on what `features` gives where that is asked."""
+    if not isinstance(initializer, Measured):
+        return trunk.power
+    with torch.no_grad():
+        batch = initializer.batch.to(next(iter(phi.values()), initializer.batch))
+        return features(phi, batch).square().sum(-1).mean().item()
 
 
 def trunk_of(call: str, in_features: int, hidden: Sequence[int], activation: Any, layer_norm: bool) -> Trunk:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .. import initializers
 from .._types import Cond, Flat, Phi, PyTree
-from ..initializers import Initializer, Measured
+from ..initializers import Initializer
 from ..params import ParamSpec
 from ..weights import Generated, map_leaves
 from ._hypernet import Hypernet, base_of, has_base, ready, seeded
-from ._trunk import Trunk, trunk_of
+from ._trunk import Trunk, power_of, trunk_of
 
 
 def full(
@@ -54,15 +54,6 @@ def full(
     return _hypernet(Full(spec, trunk, initializers.resolve(init)))
 
 
-def power_of(trunk: Trunk, initializer: Initializer, phi: Phi) -> float:
-    """``K v``: the second moment known from the trunk's own initialisation, or measured where the initialiser asks."""
-    if isinstance(initializer, Measured):
-        with torch.no_grad():
-            batch = initializer.batch.to(next(iter(phi.values()), initializer.batch))
-            return trunk(phi, batch).square().sum(-1).mean().item()
-    return trunk.power
-
-
 @dataclass(frozen=True)
 class Full:
     """The functions of `full` as plain data; `base` is where the heads' bias rows start, "draw" for a fresh draw."""
@@ -80,7 +71,7 @@ class Full:
     ) -> Phi:
         generator, dtype = seeded(generator), dtype or self.spec.dtype
         phi = self.trunk.init(generator, dtype)
-        power = power_of(self.trunk, self.initializer, phi)
+        power = power_of(self.trunk, self.initializer, phi, self.trunk)
         for slot in self.spec.slots:
             std, constant = self.initializer.rows(slot, power)
             head = initializers.draw_rows(self.trunk.width, slot, std, constant, generator, dtype)

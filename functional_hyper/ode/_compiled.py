@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..paths import Path, linear
+from ..paths import Path, bmm
 from ..paths._main import Caller
-from ..paths.bmm import bmm
-from ._deferred import Recorder
+from ._deferred import Recorder, three
 
 Call = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 """A recorded call of an evaluation: its weight's and bias's numbers (-1: not a generated one), x's and y's shapes."""
@@ -31,7 +30,7 @@ MOST = 16  # compiled steps that are kept
 def plan(path: Path, leaves: Sequence[Tensor], evaluate: Callable[[Path], Any]) -> list[Call]:
     """The linear calls of one evaluation, found by running it."""
     place, calls = {id(w): i for i, w in enumerate(leaves)}, []
-    rule = path.table.get(F.linear, _bmm)
+    rule = path.table.get(F.linear, bmm.RULE)
 
     def noted(input: Any, weight: Any, bias: Any = None) -> Any:
         y = rule(input, weight, bias)
@@ -65,7 +64,7 @@ def _make_step(functions: tuple[Any, ...], calls: list[Call]) -> Any:
     from torchdiffeq._impl.odeint import SOLVERS
 
     solver, stub = SOLVERS[method]._step_func, SimpleNamespace(perturb=False)
-    caller, product = Caller(main, template), path.table.get(F.linear, _bmm)
+    caller, product = Caller(main, template), path.table.get(F.linear, bmm.RULE)
     rows = [_rows(y) for _, _, _, y in calls]
 
     def step(leaves: list[Tensor], taps: list[Tensor], args: Any, t0: Tensor, t1: Tensor, y: Tensor) -> Any:
@@ -94,14 +93,10 @@ def _make_step(functions: tuple[Any, ...], calls: list[Call]) -> Any:
             return field(net, t, y, *args)
 
         change, _ = solver(stub, rhs, t0, t1 - t0, t1, y)
-        xs = [torch.cat([_three(x) for x in seen[k :: len(calls)]], 1) for k in range(len(calls))]
+        xs = [torch.cat([three(x) for x in seen[k :: len(calls)]], 1) for k in range(len(calls))]
         return y + change, xs
 
     return step
-
-
-def _three(x: Tensor) -> Tensor:
-    return x.unsqueeze(1) if x.dim() == 2 else x if x.dim() == 3 else x.flatten(1, -2)
 
 
 def _rows(shape: tuple[int, ...]) -> int:
@@ -130,6 +125,3 @@ def solve_steps(
                 recorder.listen(tap, (key[w], key[b]), x.detach())
         ys.append(y)
     return torch.stack(ys)
-
-
-_bmm = linear(bmm)

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from .._errors import Refused, bad
 from .._types import Table
-from ..paths import linear
-from ..paths.bmm import bmm
+from ..paths import bmm
 
 # One product serves this many evaluations, or as many as give it this many inputs per network: more would save little
 # time and cost memory.
@@ -44,7 +43,7 @@ class Recorder:
 
     def table(self, table: Table) -> Table:
         """A path's rules, of which that for `F.linear` records."""
-        return {**table, F.linear: self._recording(table.get(F.linear, _bmm))}
+        return {**table, F.linear: self._recording(table.get(F.linear, bmm.RULE))}
 
     def _recording(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(rule)
@@ -110,8 +109,10 @@ class Recorder:
 
 def _rows(ts: list[Tensor]) -> Tensor:
     """``(B, rows, F)`` of ``(B, ..., F)`` from several evaluations."""
-    flat = [t.unsqueeze(1) if t.dim() == 2 else t if t.dim() == 3 else t.flatten(1, -2) for t in ts]
+    flat = [three(t) for t in ts]
     return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
 
-_bmm = linear(bmm)
+def three(t: Tensor) -> Tensor:
+    """``(B, rows, F)`` of ``(B, ..., F)``."""
+    return t.unsqueeze(1) if t.dim() == 2 else t if t.dim() == 3 else t.flatten(1, -2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,16 +27,13 @@ def call_name(func: Any) -> str:
 def changed() -> Refused:
     """The refusal of a main network that writes into its weights: into factors without effect, or into the caller's."""
     mend = "compute a new tensor instead, such as w.clamp(...)"
-    refused = bad("main", "weights that are only read", "an in-place change of a weight", mend, Refused)
-    assert isinstance(refused, Refused)
-    return refused
+    return bad("main", "weights that are only read", "an in-place change of a weight", mend, Refused)
 
 
 def writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that a torch call changes in place, as its name and arguments tell."""
-    name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-    in_place = name.endswith("_") and (not name.startswith("_") or name.startswith("_foreach_"))
-    found = [args[0]] if args and (in_place or name in IN_PLACE or kwargs.get("inplace") is True) else []
+    kwargs = kwargs or {}
+    found = [args[0]] if args and (_in_place(func) or kwargs.get("inplace") is True) else []
     if func is F.embedding and ((len(args) > 3 and args[3] is not None) or kwargs.get("max_norm") is not None):
         found = [args[1] if len(args) > 1 else kwargs["weight"]]
     found.append(kwargs.get("out"))
@@ -44,6 +42,14 @@ def writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
 IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", *OPERATORS))
+
+
+@cache
+def _in_place(func: Any) -> bool:
+    """Whether a torch function's name says that it writes into its first argument; asked at every call."""
+    name = getattr(func, "__name__", "")
+    ends = name.endswith("_") and (not name.startswith("_") or name.startswith("_foreach_"))
+    return ends or name in IN_PLACE
 
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
@@ -93,9 +99,7 @@ def judge(
 
 def recomputed() -> Refused:
     """The refusal of activation checkpointing inside the main network."""
-    refused = bad("main", "one pass through its layers", RECOMPUTED, "checkpoint around the model instead", Refused)
-    assert isinstance(refused, Refused)
-    return refused
+    return bad("main", "one pass through its layers", RECOMPUTED, "checkpoint around the model instead", Refused)
 
 
 def embedding(

@@ -91,23 +91,23 @@ class Evaluation:
 
     def __call__(self, args: tuple[Any, ...], log: Log | None = None) -> Any:
         if is_compiling():
-            return self._evaluate(args, log, [], [])
+            return self._evaluate(args, log, [])
         calls: list[Rules] = []
         before = versions(self.dense)
-        written: list[Tensor] = []
         try:
-            y = self._evaluate(args, log, calls, written)
+            y = self._evaluate(args, log, calls)
         except Refused:
             raise
         except Exception as error:
             call = calls[0].call if calls else None
             rows = (args if self.shared else row(args, b) for b in range(self.size))
             raise judge(self.caller, self.leaves, rows, call, error) from error
-        if before != versions(self.dense) or any(v > 0 for v in versions(written)):
+        if before != versions(self.dense) or any(v > 0 for v in versions(calls[0].written)):
             raise changed()
         return y
 
-    def _evaluate(self, args: tuple[Any, ...], log: Log | None, calls: list[Rules], written: list[Tensor]) -> Any:
+    def _evaluate(self, args: tuple[Any, ...], log: Log | None, calls: list[Rules]) -> Any:
+        """The result; the rules that were in force are added to `calls`, where an exception leaves them to be read."""
         with new_level(self.size, self.randomness) as level:
             weights, known = self._weights(level)
             rules = Rules(self.table, level, known, log)
@@ -116,7 +116,6 @@ class Evaluation:
                 args = tuple([map_tensors("net(x=...)", lambda a: batched(a, level), a) for a in args])
             with rules:
                 y = self.caller(weights, args)
-            written += rules.written
             return map_tensors("main", lambda t: unbatched(rules.dense_of(t), level, self.size), y)
 
 

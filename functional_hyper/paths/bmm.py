@@ -14,4 +14,7 @@ def bmm(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), x, w.mT)
 
 
-PATH = Path("bmm", {F.linear: linear(bmm)})
+RULE = linear(bmm)
+"""What every path falls back to for dense weights."""
+
+PATH = Path("bmm", {F.linear: RULE})

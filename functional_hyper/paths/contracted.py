@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, data_of, materialize, shape_of
+from . import bmm
 from ._path import Choice, Load, Path, same_dtype, with_rows
-from ._path import linear as dense_linear
-from .bmm import bmm
 
 
 def generated(x: Tensor, w: Generated, b: Tensor | None) -> Tensor:
@@ -77,7 +76,7 @@ CONTRACT: dict[type, Any] = {Generated: generated, LowRank: low_rank, Scaled: sc
 def contract(input: Any, weight: Any, bias: Any = None) -> Any:
     """`F.linear` with a structured weight; a dense one takes bmm."""
     if not isinstance(weight, STRUCTURED):
-        return DENSE(input, weight, bias)
+        return bmm.RULE(input, weight, bias)
     O, I = shape_of(weight)
     if not isinstance(input, Tensor) or input.dim() < 2 or input.shape[-1] != I:
         return NotImplemented
@@ -86,9 +85,6 @@ def contract(input: Any, weight: Any, bias: Any = None) -> Any:
     if bias is not None and (not isinstance(bias, Tensor) or bias.dim() != 2 or bias.shape[-1] != O):
         return NotImplemented
     return with_rows(CONTRACT[type(weight)], input, weight, bias)
-
-
-DENSE = dense_linear(bmm)
 
 
 def transpose(input: Any, dim0: Any = 0, dim1: Any = 1) -> Any:
