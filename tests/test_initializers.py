@@ -57,18 +57,22 @@ def drawn(hyper: fh.Hypernet, seeds: int, conds: int = 16) -> dict[str, Tensor]:
     return {name: torch.stack(ws) for name, ws in found.items()}
 
 
+LARGE = nn.Sequential(nn.Conv2d(8, 32, 3), nn.Linear(50, 90), nn.Linear(90, 80, bias=False), nn.Linear(4, 1500))
+SMALL = nn.Sequential(nn.Conv2d(3, 40, 1), nn.Linear(5, 90), nn.Linear(9, 30, bias=False))
+
+
 @pytest.mark.parametrize("rule", ["ordinary", "hyperfan_in", "hyperfan_out", "bias_hyperinit"])
 @pytest.mark.parametrize("make", MAKERS)
-def test_variance_is_as_promised(make: str, rule: str):
-    main = nn.Sequential(nn.Conv2d(8, 32, 3), nn.Linear(50, 90), nn.Linear(90, 80, bias=False), nn.Linear(4, 1500))
+@pytest.mark.parametrize(("main", "least", "seeds"), [(LARGE, 1000, 40), (SMALL, 0, 800)], ids=["large", "small"])
+def test_variance_is_as_promised(main: nn.Module, least: int, seeds: int, make: str, rule: str):
     hyper = MAKERS[make](fh.param_spec(main), rule)
-    for name, w in drawn(hyper, 40).items():
+    for name, w in drawn(hyper, seeds).items():  # the fewer numbers a slot has, the more draws a sharp estimate takes
         slot = next(s for s in hyper.spec.slots if s.name == name)
         want = promised(rule, slot)
         if want == 0:
             want = 0.01 if make in ("chunked", "by layer") else 0.0  # a fixed gain of 0.1 where the draw is a constant
-        # features vary from draw to draw, so that a small slot's variance is estimated less sharply
-        assert w.square().mean().item() == pytest.approx(want, rel=0.05 if slot.size > 1000 else 0.15, abs=1e-12), name
+        if slot.size > least:
+            assert w.square().mean().item() == pytest.approx(want, rel=0.05, abs=1e-12), name
 
 
 def test_norm_gains_are_generated_around_one():
@@ -101,36 +105,15 @@ def deep() -> nn.Sequential:
     return nn.Sequential(*[m for _ in range(10) for m in (nn.Linear(64, 64), nn.ReLU())])
 
 
-# One head emits all layers, so that they are not independent: what one layer amplifies, the next does too.
-AMPLIFIES = {("chunked", "measured"), ("by layer", "hyperfan_in"), ("by layer", "measured")}
-DEEP = [
-    pytest.param(m, r, marks=pytest.mark.xfail(strict=True, reason="2 to 3 times") if (m, r) in AMPLIFIES else ())
-    for m in MAKERS
-    for r in ("hyperfan_in", "measured")
-]
-NORMED: dict[str, Make] = {
-    "chunked": lambda spec, init: fh.chunked(spec, 32, (WIDTH,), chunk_size=1000, layer_norm=True, init=init),
-    "by layer": lambda spec, init: fh.chunked(spec, 32, (WIDTH,), by="layer", layer_norm=True, init=init),
-}
-
-
-@pytest.mark.parametrize(("make", "rule"), DEEP)
+@pytest.mark.parametrize("rule", ["hyperfan_in", "measured"])
+@pytest.mark.parametrize("make", MAKERS)
 def test_ten_layers_keep_their_scale(make: str, rule: str):
-    keeps_its_scale(MAKERS[make], rule)
-
-
-@pytest.mark.parametrize(("make", "rule"), [(m, r) for m in NORMED for r in ("hyperfan_in", "measured")])
-def test_a_layer_norm_keeps_the_scale_of_chunks(make: str, rule: str):
-    keeps_its_scale(NORMED[make], rule)
-
-
-def keeps_its_scale(make: Make, rule: str) -> None:
     main = deep()
     generator = torch.Generator().manual_seed(0)
     gain = 1.0 if rule == "hyperfan_in" else 5.0  # conds of another scale are what measuring is for
     cond = gain * torch.randn(64, 32, generator=generator)
     init = initializers.Measured(cond) if rule == "measured" else rule
-    hyper = make(fh.param_spec(main), init)
+    hyper = MAKERS[make](fh.param_spec(main), init)
     ratios = torch.zeros(10)
     for seed in range(10):
         phi = hyper.init(torch.Generator().manual_seed(seed))

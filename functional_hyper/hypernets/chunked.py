@@ -41,11 +41,9 @@ def chunked(
     """A hypernetwork whose one head emits all chunks: ``chunk_c = head(trunk([cond, e_c]))``.
 
     Weight p is chunk ``p // S``, offset ``p % S``; the last chunk's tail is cut. All chunks share the head's scale, so
-    each slot has a fixed gain that gives it the variance the initialiser wants (0.1 where a default draw is constant,
-    as a norm's; around that constant). ``init="bias_hyperinit"`` is `with_base` on the ordinary one.
-
-    The layers of a main network are not independent draws, since one head emits them: in a ten-layer network their
-    scales add up to a factor of 2 to 3 under hyperfan-in or a measured second moment. ``layer_norm=True`` keeps it.
+    each weight has a fixed gain: the standard deviation that the initialiser wants (0.1 where a default draw is
+    constant, as a norm's; around that constant), and a fixed sign, which keeps layers from alike chunks uncorrelated.
+    ``init="bias_hyperinit"`` is `with_base` on the ordinary one.
 
     Args:
         spec: the main network's parameters, P numbers.
@@ -142,15 +140,17 @@ class Chunked:
     def _head(self, phi: Phi, slot: Slot) -> Tensor:
         """The head ``(K + 1, *shape)`` of one slot in its own chunk."""
         head = phi["head.chunk"][:, : slot.size].reshape(-1, *slot.shape)
-        return torch.cat([head[:-1] * self._gain(slot), self._scale(phi, slot, head[-1:])])
+        return torch.cat([head[:-1] * self._gain(slot, head), self._scale(phi, slot, head[-1:])])
 
     def _scale(self, phi: Phi, slot: Slot, value: Tensor) -> Tensor:
         """Values of unit variance as this slot's weights: times its gain, around its base."""
         around = self._rule.rows(slot, 1.0)[1].mean if self.base is None else phi[f"base.{slot.name}"]
-        return value * self._gain(slot) + around
+        return value * self._gain(slot, value) + around
 
-    def _gain(self, slot: Slot) -> float:
-        return self._rule.rows(slot, 1.0)[0] or SMALL
+    def _gain(self, slot: Slot, value: Tensor) -> Tensor:
+        """``(*shape)``: what makes values of unit variance this slot's, with a sign of its own for every weight."""
+        before = sum(s.size for s in self.spec.slots[: self.spec.slots.index(slot)])
+        return signs(before, slot.size, value).reshape(slot.shape) * (self._rule.rows(slot, 1.0)[0] or SMALL)
 
     def apply(self, phi: Phi, cond: Cond) -> Flat:
         return flatten(self.spec, self.weights(phi, cond))
@@ -163,6 +163,18 @@ class Chunked:
         based = ", with base" if self.base is not None else ""
         kind = "by layer" if self.by_layer else f"{self.count} x {self.size}"
         return f"chunked(in_features={self.in_features}, hidden={self.trunk.hidden}, {kind}{based})"
+
+
+def signs(start: int, size: int, like: Tensor) -> Tensor:
+    """Fixed signs without a pattern for weights `start` to `start + size` ``(size,)``.
+
+    Chunks whose features are alike are alike themselves; with signs of their own, the layers that they make are
+    uncorrelated, as independent draws would be. A hash of the position: nothing to store, the same on every device.
+    """
+    p = torch.arange(start, start + size, device=like.device)
+    for factor in (0x45D9F3B, 0x119DE1F3):
+        p = ((p ^ (p >> 16)) * factor) & 0xFFFFFFFF
+    return (1 - 2 * ((p >> 15) & 1)).to(like.dtype)
 
 
 def _hypernet(parts: Chunked) -> Hypernet:

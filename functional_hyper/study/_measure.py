@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Functions = dict[str, Callable[[], Any]]
+TURN = 0.05  # seconds of one function before the next has its turn
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,27 @@ class Record:
 
 
 def interleaved(functions: Functions, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of each function, the functions called in turn for about `seconds` each."""
+    """Microseconds of each function: short runs of each, in turn, timed for about `seconds` in all.
+
+    The first call of a run is not counted: what another path left in the caches and with the allocator is no part
+    of a training step, which follows a step of its own kind.
+    """
     once: dict[str, float] = {}
     for name, f in functions.items():
         f()
         start = time.perf_counter()
         f()
         once[name] = time.perf_counter() - start
-    rounds = max(7, min(2000, int(seconds * len(once) / sum(once.values()))))
+    calls = {name: max(1, min(100, int(TURN / took))) for name, took in once.items()}
+    turn = sum(once[name] * (1 + calls[name]) for name in functions)
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    for _ in range(max(5, int(seconds * len(functions) / turn))):
         for name, f in functions.items():
-            start = time.perf_counter()
             f()
-            times[name].append((time.perf_counter() - start) * 1e6)
+            for _ in range(calls[name]):
+                start = time.perf_counter()
+                f()
+                times[name].append((time.perf_counter() - start) * 1e6)
     return times
 
 
