@@ -5,8 +5,9 @@ tensordict uses the same four names. `tests/test_canary.py` fails first when a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 import torch._C._autograd as _hooks
@@ -32,6 +33,17 @@ def new_level(size: int, randomness: str) -> AbstractContextManager[int]:
     """``with new_level(B, randomness) as level``: a vmap over B networks."""
     # Dynamo and export know the predispatch functions, here and below; eager saves microseconds.
     return vmap_increment_nesting(size, randomness) if is_compiling() else _eager_level(size, randomness)
+
+
+def outside(level: int, f: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """``f(*args)`` outside of `level`, whose dispatch every call would pay for though no tensor is of that level."""
+    if is_compiling() or _C.peek_interpreter_stack().level() != level:  # a transform inside ours is on: stay in both
+        return f(*args)
+    layer = _C.pop_dynamic_layer_stack()
+    try:
+        return f(*args)
+    finally:
+        _C.push_dynamic_layer_stack(layer)
 
 
 unwrapped = _C.get_unwrapped

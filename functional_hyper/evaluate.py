@@ -95,9 +95,11 @@ def evaluate(
 
 def count_inputs(x: Inputs, many: bool, shared: bool) -> int:
     """N, as the first tensor of x shows it."""
+    if not (many or shared):
+        return 1
     first = next((a for a in optree.tree_leaves(x) if isinstance(a, Tensor)), None)  # type: ignore[arg-type]
     at = 0 if shared else 1
-    return max(1, first.shape[at]) if first is not None and (many or shared) and first.dim() > at else 1
+    return max(1, first.shape[at]) if first is not None and first.dim() > at else 1
 
 
 class Bound:

@@ -43,8 +43,9 @@ class Generated:
 
     def materialize(self) -> Tensor:
         """``(*batch, *shape)``, as one GEMM."""
-        flat = self.features @ self.head.flatten(1) if self.shape else self.features @ self.head
-        return flat.unflatten(-1, self.shape) if len(self.shape) > 1 else flat
+        if self.head.dim() <= 2:  # biases, of which a step has many: two views less
+            return self.features @ self.head
+        return (self.features @ self.head.flatten(1)).unflatten(-1, self.shape)
 
     def transposed(self) -> Generated:
         return replace(self, head=self.head.mT)

@@ -17,7 +17,7 @@ from .._errors import bad
 from .._types import Cond, Flat, Phi, PyTree
 from ..initializers import BiasHyperinit, Initializer, Ordinary
 from ..params import ParamSpec, unravel
-from ..slots import Draw, Slot
+from ..slots import Draw
 from ..weights import Generated, map_leaves
 from ._hypernet import Hypernet, base_of, flatten, has_base, ready, seeded
 from ._trunk import Trunk, check_cond, power_of, trunk_of
@@ -131,26 +131,29 @@ class Chunked:
         return self.trunk.with_one(phi, torch.cat([cond.unsqueeze(-2).expand(*batch, self.count, -1), chunks], -1))
 
     def weights(self, phi: Phi, cond: Cond) -> PyTree:
-        features, slots = self._features(phi, cond), self.spec.slots
+        features = self._features(phi, cond)
         if self.by_layer:
-            return map_leaves(lambda i: Generated(features[..., i, :], self._head(phi, slots[i])), self.spec.template)
+            return map_leaves(lambda i: Generated(features[..., i, :], self._head(phi, i)), self.spec.template)
         values = unravel(self.spec, (features @ phi["head.chunk"]).flatten(-2)[..., : self.spec.size])
-        return map_leaves(lambda i, value: self._scale(phi, slots[i], value), self.spec.template, values)
+        return map_leaves(lambda i, value: self._scale(phi, i, value), self.spec.template, values)
 
-    def _head(self, phi: Phi, slot: Slot) -> Tensor:
-        """The head ``(K + 1, *shape)`` of one slot in its own chunk."""
+    def _head(self, phi: Phi, i: int) -> Tensor:
+        """The head ``(K + 1, *shape)`` of slot i in its own chunk."""
+        slot = self.spec.slots[i]
         head = phi["head.chunk"][:, : slot.size].reshape(-1, *slot.shape)
-        return torch.cat([head[:-1] * self._gain(slot, head), self._scale(phi, slot, head[-1:])])
+        return torch.cat([head[:-1] * self._gain(i, head), self._scale(phi, i, head[-1:])])
 
-    def _scale(self, phi: Phi, slot: Slot, value: Tensor) -> Tensor:
-        """Values of unit variance as this slot's weights: times its gain, around its base."""
+    def _scale(self, phi: Phi, i: int, value: Tensor) -> Tensor:
+        """Values of unit variance as slot i's weights: times its gain, around its base."""
+        slot = self.spec.slots[i]
         around = self._rule.rows(slot, 1.0)[1].mean if self.base is None else phi[f"base.{slot.name}"]
-        return value * self._gain(slot, value) + around
+        return value * self._gain(i, value) + around
 
-    def _gain(self, slot: Slot, value: Tensor) -> Tensor:
-        """``(*shape)``: what makes values of unit variance this slot's, with a sign of its own for every weight."""
-        before = sum(s.size for s in self.spec.slots[: self.spec.slots.index(slot)])
-        return signs(before, slot.size, value).reshape(slot.shape) * (self._rule.rows(slot, 1.0)[0] or SMALL)
+    def _gain(self, i: int, like: Tensor) -> Tensor:
+        """``(*shape)``: what makes values of unit variance slot i's, with a sign of its own for every weight."""
+        slot = self.spec.slots[i]
+        start = sum(s.size for s in self.spec.slots[:i])
+        return signs(start, slot.size, like).reshape(slot.shape) * (self._rule.rows(slot, 1.0)[0] or SMALL)
 
     def apply(self, phi: Phi, cond: Cond) -> Flat:
         return flatten(self.spec, self.weights(phi, cond))

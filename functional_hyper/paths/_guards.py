@@ -33,10 +33,12 @@ def changed() -> Refused:
 def writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that a torch call changes in place, as its name and arguments tell."""
     kwargs = kwargs or {}
-    found = [args[0]] if args and (_in_place(func) or kwargs.get("inplace") is True) else []
-    if func is F.embedding and ((len(args) > 3 and args[3] is not None) or kwargs.get("max_norm") is not None):
-        found = [args[1] if len(args) > 1 else kwargs["weight"]]
-    found.append(kwargs.get("out"))
+    found: list[Any] = [kwargs.get("out")]
+    if func is F.embedding:
+        if (args[3] if len(args) > 3 else kwargs.get("max_norm")) is not None:
+            found.append(args[1] if len(args) > 1 else kwargs["weight"])
+    elif args and (may_write(func) or kwargs.get("inplace") is True):
+        found.append(args[0])
     return [t for one in found for t in (one if isinstance(one, (tuple, list)) else [one]) if isinstance(t, Tensor)]
 
 
@@ -45,11 +47,11 @@ IN_PLACE = frozenset(f"__{name}__" for name in ("setitem", *OPERATORS))
 
 
 @cache
-def _in_place(func: Any) -> bool:
-    """Whether a torch function's name says that it writes into its first argument; asked at every call."""
+def may_write(func: Any) -> bool:
+    """Whether a torch function may write into a positional argument, as its name says; asked at every call."""
     name = getattr(func, "__name__", "")
     ends = name.endswith("_") and (not name.startswith("_") or name.startswith("_foreach_"))
-    return ends or name in IN_PLACE
+    return ends or name in IN_PLACE or func is F.embedding
 
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:

@@ -8,7 +8,7 @@ back; everything else is ordinary vmap. A rule is a question of speed, never of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any, TypeAlias
 
@@ -19,10 +19,10 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from .._errors import Hidden, bad
-from .._functorch import batched, level_of, physical, unwrapped
+from .._functorch import batched, level_of, outside, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
-from ._guards import MENDS, call_name, changed, writes
+from ._guards import MENDS, call_name, changed, may_write, writes
 
 # What a placeholder can answer itself: it has the parameter's shape, dtype and device.
 METADATA: frozenset[Any] = frozenset(
@@ -69,7 +69,7 @@ class Rules(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.call = func
-        if not is_compiling() and (written := writes(func, args, kwargs)):
+        if not is_compiling() and (kwargs or may_write(func)) and (written := writes(func, args, kwargs)):
             self._refuse_writes(written)
         rule = self.table.get(func)
         if rule is not None:
@@ -108,12 +108,12 @@ class Rules(TorchFunctionMode):
         if not ours:
             return NotImplemented
         if not kwargs:
-            return rule(*given)
+            return outside(self.level, rule, given)
         try:
             bound = signature(rule).bind(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
         except TypeError:  # an argument that the rule does not know, such as out=
             return NotImplemented
-        return rule(*bound.args, **bound.kwargs)
+        return outside(self.level, partial(rule, **bound.kwargs), bound.args)
 
     def _wrap(self, answer: Leaf) -> Tensor:
         if not isinstance(answer, STRUCTURED):
@@ -136,7 +136,7 @@ class Rules(TorchFunctionMode):
         leaf = self.known[key][1] if key in self.known else None
         if isinstance(leaf, STRUCTURED):
             if key not in self.dense:
-                dense = leaf.materialize()
+                dense = outside(self.level, leaf.materialize, ())
                 # a transform inside the main network wraps what is computed in it
                 while not is_compiling() and level_of(dense) > self.level:
                     dense = unwrapped(dense)

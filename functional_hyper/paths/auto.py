@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import weights
 from .._errors import Hidden
@@ -26,24 +27,27 @@ from ..weights import STRUCTURED, Generated, Leaf, batch_of, group, materialize,
 from ._main import Caller
 from ._path import Choice, Load, Path
 from ._rules import Log
-from .contracted import TABLE, form_of, keep
+from .contracted import TABLE, contracted, keep
 
 BETWEEN, ONCE, EACH = 40.0, 100.0, 16.0  # m, a, b
 
 
 def choose(leaf: Leaf, load: Load) -> Choice:
     """The cheaper form of one weight."""
-    kept = keep(leaf, load)
-    if not isinstance(kept.leaf, Generated):
-        return kept
-    K = kept.leaf.features.shape[-1]
-    contract = load.inputs * load.evaluations * K * (1 + BETWEEN / max(1, *shape_of(leaf)))
+    if not isinstance(leaf, Generated) or leaf.head.dim() != 3:
+        return keep(leaf, load)
+    K, O, I = leaf.head.shape
+    contract = load.inputs * load.evaluations * K * (1 + BETWEEN / max(1, O, I))
     materialise = K + ONCE + EACH * load.evaluations
-    sign = "<=" if contract <= materialise else ">"
-    why = f"costs {contract:.0f} {sign} {materialise:.0f} dense with N={load.inputs}, E={load.evaluations}, K={K}"
     if contract <= materialise:
-        return Choice(kept.leaf, form_of(kept.leaf), why)
-    return Choice(materialize(kept.leaf), "dense, bmm", why)
+        return Choice(leaf, contracted(O, I), _reason(contract, "<=", materialise, load, K))
+    return Choice(materialize(leaf), "dense, bmm", _reason(contract, ">", materialise, load, K))
+
+
+def _reason(contract: float, sign: str, materialise: float, load: Load, K: int) -> str:
+    if is_compiling():  # a size that varies is a symbol there, which has no digits
+        return "decided while compiling"
+    return f"costs {contract:.0f} {sign} {materialise:.0f} dense with N={load.inputs}, E={load.evaluations}, K={K}"
 
 
 def gather(leaf: Leaf, index: Tensor) -> Leaf:

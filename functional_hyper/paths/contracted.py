@@ -141,7 +141,7 @@ def einsum(equation: Any, *operands: Any) -> Any:
 
 def keep(leaf: Leaf, load: Load) -> Choice:
     """Matrices keep their factors; what a linear layer does not multiply (biases, kernels) is small or cannot."""
-    if isinstance(leaf, STRUCTURED) and len(shape_of(leaf)) == 2:
+    if isinstance(leaf, STRUCTURED) and len(leaf.shape) == 2:
         return Choice(leaf, form_of(leaf), "a matrix stays in its factors")
     why = "the hypernetwork gives it dense" if isinstance(leaf, Tensor) else "only matrices contract"
     return Choice(materialize(leaf), "dense", why)
@@ -151,7 +151,11 @@ def form_of(leaf: Structured) -> str:
     """How a linear layer with this weight is computed."""
     if not isinstance(leaf, Generated):
         return {LowRank: "low rank", Scaled: "scaled", Grouped: "dense, rows grouped by network"}[type(leaf)]
-    O, I = shape_of(leaf)
+    return contracted(*shape_of(leaf))
+
+
+def contracted(O: int, I: int) -> str:
+    """How `generated` computes a layer of this shape."""
     return "contracted, head first" if O <= I else "contracted, outer product first"
 
 
