@@ -9,11 +9,14 @@ import torch
 from functional_hyper.study import (
     call_functions,
     interleaved,
+    layer_functions,
     main,
     measure,
     peak_bytes,
+    scores,
     solve_functions,
     step_functions,
+    summary,
     table,
 )
 
@@ -32,7 +35,9 @@ def test_peak_bytes_are_those_allocated_at_once():
 def test_functions_take_turns():
     seen: list[str] = []
     times = interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 0.0)
-    assert seen[4:] == ["a", "b"] * len(times["a"])
+    runs = "".join(seen[4:]).replace("ab", "a b").replace("ba", "b a").split()  # each function's calls, in turn
+    assert [run[0] for run in runs] == ["a", "b"] * (len(runs) // 2)
+    assert sum(len(run) - 1 for run in runs if run[0] == "a") == len(times["a"]), "the first call of a run is not timed"
     assert all(t > 0 for t in [*times["a"], *times["b"]])
 
 
@@ -47,7 +52,25 @@ def test_a_step_by_hand_is_a_step_of_every_path():
 def test_a_call_by_hand_is_a_call_of_every_path():
     functions = call_functions((2, 8, 2), 4, seed=0)
     for name, f in functions.items():
+        if name == "one network":  # the module with weights of its own
+            continue
         torch.testing.assert_close(f().reshape(4, 2), functions["bmm by hand"](), msg=name)
+
+
+@pytest.mark.parametrize("layer", [(6, 3, 4, 2, 1, 1), (3, 6, 4, 2, 5, 2)])
+def test_the_forms_of_a_layer_agree(layer: tuple[int, ...]):
+    functions, chosen = layer_functions(*layer, seed=0)  # type: ignore[call-arg]
+    assert chosen in functions
+    for got, want in zip(functions["contracted"](), functions["bmm"](), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_is_scored():
+    found = list(scores(2, 0.0, seed=0))
+    assert len(found) == 2
+    assert all(ratio >= 1 and "auto takes" in line for line, ratio in found)
+    text = summary([1.0, 1.0, 1.12, 4.0])
+    assert "within 10 % of the best on 50%, within 15 % on 75%; worst 4.00x, geometric mean 1.455x" in text
 
 
 def test_every_way_of_a_solve_agrees():

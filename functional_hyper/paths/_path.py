@@ -77,15 +77,15 @@ class Evaluation:
         self.table, self.caller, self.leaves, self.shared = table, caller, leaves, shared
         self.randomness, self.size = randomness, batch_of(leaves[0])[0]
         self.dense = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self.placeholders = [placeholder(w) if isinstance(w, STRUCTURED) else None for w in leaves]
+        self.stand_ins = [placeholder(w) if isinstance(w, STRUCTURED) else w for w in leaves]
         self._seen: dict[int, tuple[list[Tensor], Known]] = {}
 
     def _weights(self, level: int) -> tuple[list[Tensor], Known]:
         """What the main network sees of its weights: dense ones wrapped for this level, placeholders of the others."""
         if not is_compiling() and level in self._seen:  # Dynamo must not find wrappers of another call
             return self._seen[level]
-        pairs = zip(self.leaves, self.placeholders, strict=True)
-        seen = [batched(w, level) if isinstance(w, Tensor) else p for w, p in pairs]
+        pairs = zip(self.leaves, self.stand_ins, strict=True)
+        seen = [batched(w, level) if isinstance(w, Tensor) else stand_in for w, stand_in in pairs]
         known = {id(s): (s, w) for s, w in zip(seen, self.leaves, strict=True)}
         if not is_compiling():
             self._seen[level] = seen, known

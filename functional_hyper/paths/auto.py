@@ -1,15 +1,18 @@
 """`auto`: for each weight, contract or materialise.
 
 A weight set of B networks serves N inputs in each of E evaluations. Contraction repeats the head's product, ``K O I``
-multiply-adds, for every input of every evaluation, with ``K min(O, I)`` numbers in between that go through memory.
-Materialising does the product once for each network, and then moves the dense weights through memory in every
-evaluation, forward and backward. Per network and number of the weight, in the time of a multiply-add:
+multiply-adds, for every input of every evaluation, with ``K min(O, I)`` numbers in between that go through memory, and
+reads the head, ``K O I`` numbers, in each. Materialising does the product once for each network, and then moves the
+``B O I`` dense weights through memory in every evaluation, forward and backward. Divided by ``B O I``, in the time of
+a multiply-add:
 
-    contract:     N E K (1 + m / max(O, I))
+    contract:     N E K (1 + m / max(O, I)) + h (E - 1) K / B
     materialise:  K + a + b E
 
-Contract where the first is no more than the second. `m` is what a number in between costs, `a` what a dense weight
-costs once (written, its gradient read), `b` what it costs in each evaluation (read, its gradient written).
+Contract where the first is no more than the second. `m` is what a number in between costs, `h` one of the head, `a` a
+dense weight once (written, its gradient read), `b` a dense weight in each evaluation (read, its gradient added to): far
+more where all of them do not fit the cache. The constants are fitted to times on 2 CPU cores;
+``python -m functional_hyper.study --workloads layers`` scores them on yours.
 """
 
 from __future__ import annotations
@@ -29,16 +32,18 @@ from ._path import Choice, Load, Path
 from ._rules import Log
 from .contracted import TABLE, contracted, keep
 
-BETWEEN, ONCE, EACH = 40.0, 100.0, 16.0  # m, a, b
+BETWEEN, HEAD, ONCE, EACH, FAR = 25.0, 120.0, 20.0, 10.0, 75.0  # m, h, a, b, and b beyond the cache
+CACHED = 2**20  # dense weights of all networks that stay in a cache between evaluations
+COPY = 100.0  # what a dense weight costs that is copied to the rows that use it
 
 
 def choose(leaf: Leaf, load: Load) -> Choice:
     """The cheaper form of one weight."""
     if not isinstance(leaf, Generated) or leaf.head.dim() != 3:
         return keep(leaf, load)
-    K, O, I = leaf.head.shape
-    contract = load.inputs * load.evaluations * K * (1 + BETWEEN / max(1, O, I))
-    materialise = K + ONCE + EACH * load.evaluations
+    (K, O, I), B, E = leaf.head.shape, max(1, load.networks), load.evaluations
+    contract = load.inputs * E * K * (1 + BETWEEN / max(1, O, I)) + HEAD * (E - 1) * K / B
+    materialise = K + ONCE + (EACH if B * O * I <= CACHED else FAR) * E
     if contract <= materialise:
         return Choice(leaf, contracted(O, I), _reason(contract, "<=", materialise, load, K))
     return Choice(materialize(leaf), "dense, bmm", _reason(contract, ">", materialise, load, K))
@@ -47,7 +52,8 @@ def choose(leaf: Leaf, load: Load) -> Choice:
 def _reason(contract: float, sign: str, materialise: float, load: Load, K: int) -> str:
     if is_compiling():  # a size that varies is a symbol there, which has no digits
         return "decided while compiling"
-    return f"costs {contract:.0f} {sign} {materialise:.0f} dense with N={load.inputs}, E={load.evaluations}, K={K}"
+    numbers = f"B={load.networks}, N={load.inputs}, E={load.evaluations}, K={K}"
+    return f"costs {contract:.0f} {sign} {materialise:.0f} dense with {numbers}"
 
 
 def gather(leaf: Leaf, index: Tensor) -> Leaf:
@@ -61,8 +67,8 @@ def gather(leaf: Leaf, index: Tensor) -> Leaf:
         return weights.gather(leaf, index)
     most = int(index.bincount(minlength=C).max())
     K = leaf.features.shape[-1] if isinstance(leaf, Generated) else 0
-    apart = S * K if isinstance(leaf, Generated) else S * ONCE
-    together = C * (K + ONCE if K else 0) + C * most
+    apart = S * K if isinstance(leaf, Generated) else S * COPY
+    together = C * (K + COPY if K else 0) + C * most
     return group(materialize(leaf), index) if together < apart else weights.gather(leaf, index)
 
 

@@ -3,7 +3,8 @@
     python -m functional_hyper.study --workloads steps calls odes
 
 steps: one training step of an MLP, hypernetwork's head included; calls: one forward call of bound networks; odes: one
-training step of a neural ODE (torchdiffeq). Times are medians with their quartiles, everything in one process, in turn.
+training step of a neural ODE (torchdiffeq); layers: what path="auto" chooses for single layers, scored.
+Times are medians with their quartiles, everything in one process, in turn.
 Peak memory is in allocated bytes, from the profiler's memory events. A busy machine is said.
 """
 
@@ -21,10 +22,11 @@ from pathlib import Path
 import torch
 
 from ..params import param_spec
+from ._layers import scores, summary
 from ._measure import Functions, Record, gemm_peak, measure, table
 from ._workloads import CALLS, ODES, STEPS, call_functions, mlp, solve_functions, step_functions
 
-KINDS = ("steps", "calls", "odes")
+KINDS = ("steps", "calls", "odes", "layers")
 
 
 def workloads(kinds: Sequence[str], seed: int, compile: bool) -> Iterator[tuple[str, Functions, float]]:
@@ -32,18 +34,24 @@ def workloads(kinds: Sequence[str], seed: int, compile: bool) -> Iterator[tuple[
     if "steps" in kinds:
         for widths, B, K in STEPS:
             flops = 6.0 * B * K * param_spec(mlp(widths)).size
-            yield f"step {'-'.join(map(str, widths))} B={B} K={K}", step_functions(widths, B, K, seed), flops
+            functions = step_functions(widths, B, K, seed, compile)
+            _warm(functions)
+            yield f"step {'-'.join(map(str, widths))} B={B} K={K}", functions, flops
     if "calls" in kinds:
         for widths, B in CALLS:
             yield f"call {'-'.join(map(str, widths))} B={B}", call_functions(widths, B, seed), 0.0
     if "odes" in kinds:
         for name, (widths, B, N, K, T) in ODES.items():
             functions = solve_functions(widths, B, N, K, T, seed, compile)
-            if "compiled" in functions:
-                start = time.perf_counter()
-                functions["compiled"]()
-                print(f"compiled: {time.perf_counter() - start:.0f} s for the first call")
+            _warm(functions)
             yield f"ode {name}", functions, 0.0
+
+
+def _warm(functions: Functions) -> None:
+    if "compiled" in functions:
+        start = time.perf_counter()
+        functions["compiled"]()
+        print(f"compiled: {time.perf_counter() - start:.0f} s for the first call")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each path of each workload")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="odes: the compiled step as well (a minute to compile)")
+    parser.add_argument("--compile", action="store_true", help="the compiled step as well (a minute to compile)")
+    parser.add_argument("--points", type=int, default=100, help="layers: how many of the grid")
     parser.add_argument("--json", type=Path, help="where to save the records")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -67,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measure(name, functions, args.seconds, flops)
         records += found
         print(table(found, best), flush=True)
+    if "layers" in args.workloads:
+        ratios = []
+        for line, ratio in scores(args.points, args.seconds, args.seed):
+            ratios.append(ratio)
+            if ratio > 1.15:
+                print(f"{line:72} {ratio:.2f}x", flush=True)
+        print(summary(ratios))
     if args.json:
         machine = {"machine": platform.machine(), "threads": args.threads, "torch": torch.__version__, "gemm": best}
         text = json.dumps({**machine, "seed": args.seed, "records": [asdict(r) for r in records]}, indent=1)

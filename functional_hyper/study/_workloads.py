@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
 
 from .. import ode
 from ..compose import compose
@@ -62,7 +63,7 @@ def by_hand(features: Tensor, heads: list[tuple[Tensor, Tensor]], x: Tensor) -> 
     return x
 
 
-def step_functions(widths: Sequence[int], B: int, K: int, seed: int) -> Functions:
+def step_functions(widths: Sequence[int], B: int, K: int, seed: int, compile: bool = False) -> Functions:
     """One training step, forward and backward, head included, for each path; and what a step is compared with."""
     generator = torch.Generator().manual_seed(seed)
     main = mlp(widths)
@@ -87,11 +88,14 @@ def step_functions(widths: Sequence[int], B: int, K: int, seed: int) -> Function
     for path in (*PATHS, "auto"):
         model = compose(hyper, main, path)
         functions[path] = step(lambda model=model: model(phi, cond, x), *leaves, x)
+    if compile:
+        compiled = torch.compile(compose(hyper, main))
+        functions["compiled"] = step(lambda: compiled(phi, cond, x), *leaves, x)
     return functions
 
 
 def call_functions(widths: Sequence[int], B: int, seed: int) -> Functions:
-    """One forward call of bound networks, and the same by hand."""
+    """One forward call of bound networks, the same by hand, and the module itself with its calls looked at."""
     generator = torch.Generator().manual_seed(seed)
     main = mlp(widths)
     params = {n: torch.randn(B, *p.shape, generator=generator) for n, p in main.named_parameters()}
@@ -103,9 +107,20 @@ def call_functions(widths: Sequence[int], B: int, seed: int) -> Functions:
         h = F.silu(torch.baddbmm(b1.unsqueeze(1), x.unsqueeze(1), w1.mT))
         return torch.baddbmm(b2.unsqueeze(1), h, w2.mT).squeeze(1)
 
+    class Nothing(TorchFunctionMode):
+        """What a look at every torch call costs, before anything is done about it."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    def watched() -> Tensor:
+        with Nothing(), torch.no_grad():
+            return main(x)
+
     functions: Functions = {
         "bmm by hand": bmm_by_hand,
         "vmap by hand": lambda: each(params, x.unsqueeze(1)),
+        "one network": watched,
     }
     for path in PATHS:
         net = bind(main, params, path)
