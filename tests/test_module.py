@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import functional_hyper as fh
 
@@ -82,6 +83,39 @@ def test_index_is_one_network_for_each_row(main: nn.Module, path: str, make, ind
     grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (got, want)]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("many_inputs", [False, True])
+def test_rows_of_a_few_large_and_many_small_groups(dtype: torch.dtype, many_inputs: bool):
+    """Where padding would waste most of the work, rows are sorted; float64 has no kernel for it and is padded."""
+    main = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)).to(dtype)
+    hyper = fh.full(fh.param_spec(main), 4)
+    phi, cond = hyper.init(), torch.randn(20, 4, dtype=dtype)
+    index = torch.tensor([7] * 600 + list(range(20)) * 3)[torch.randperm(660)]
+    x = torch.randn(660, *([5] if many_inputs else []), 8, dtype=dtype).requires_grad_()
+    auto, loop = fh.compose(hyper, main), fh.compose(hyper, main, "bmm")
+    assert fh.explain(auto, phi, cond, x, index).weights[0][1] == "dense, rows grouped by network"
+    leaves = [*phi.values(), x]
+    with torch.profiler.profile() as seen:
+        got, want = auto(phi, cond, x, index), loop(phi, cond, x, index)
+    assert ("aten::_grouped_mm" in {e.key for e in seen.key_averages()}) == (dtype == torch.float32)
+    torch.testing.assert_close(got, want)
+    slopes = [torch.autograd.grad(y.square().mean(), leaves, create_graph=True) for y in (got, want)]
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    curved = [torch.autograd.grad(torch.cat([s.flatten() for s in found]).square().sum(), leaves) for found in slopes]
+    for ours, theirs in zip(*curved, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    for transform in (torch.func.jvp, jacobian_product):
+        one, two = [transform(lambda x, m=m: m(phi, cond, x, index), (x,), (torch.ones_like(x),)) for m in (auto, loop)]
+        torch.testing.assert_close(one, two)
+
+
+def jacobian_product(f, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]):
+    with forward_ad.dual_level():
+        y = f(*[forward_ad.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)])
+        return tuple(forward_ad.unpack_dual(y))
 
 
 def test_auto_groups_many_rows_of_few_networks(main: nn.Module):

@@ -26,9 +26,10 @@ from torch.compiler import is_compiling
 from .. import weights
 from .._errors import Hidden
 from .._functorch import is_concrete
-from ..weights import STRUCTURED, Generated, Leaf, batch_of, group, materialize, shape_of
+from ..weights import STRUCTURED, Generated, Leaf, batch_of, data_of, group, materialize, shape_of
 from ._main import Caller
 from ._path import Choice, Load, Path
+from ._rows import WASTE, sorts
 from ._rules import Log
 from .contracted import TABLE, contracted, keep
 
@@ -59,8 +60,8 @@ def _reason(contract: float, sign: str, materialise: float, load: Load, K: int) 
 def gather(leaf: Leaf, index: Tensor) -> Leaf:
     """The networks of S rows: their rows grouped where C networks are written down more cheaply than S contract.
 
-    A group's products cost ``C (K + a) + C M`` for groups of at most M rows, ``S K`` the contraction of gathered
-    features, ``S a`` the copying of dense weights.
+    A group's products cost ``C (K + c)`` for the weights and ``C M`` where groups of at most M rows are padded,
+    ``1.5 S`` where rows are sorted; ``S K`` the contraction of gathered features, ``S c`` the copying of dense weights.
     """
     S, C = len(index), batch_of(leaf)[0]
     if len(shape_of(leaf)) != 2 or not isinstance(leaf, (Tensor, Generated)) or not is_concrete(index) or not S * C:
@@ -68,7 +69,8 @@ def gather(leaf: Leaf, index: Tensor) -> Leaf:
     most = int(index.bincount(minlength=C).max())
     K = leaf.features.shape[-1] if isinstance(leaf, Generated) else 0
     apart = S * K if isinstance(leaf, Generated) else S * COPY
-    together = C * (K + COPY if K else 0) + C * most
+    rows = min(C * most, WASTE * S) if sorts(data_of(leaf), shape_of(leaf)) else C * most
+    together = C * (K + COPY if K else 0) + rows
     return group(materialize(leaf), index) if together < apart else weights.gather(leaf, index)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, data_of, materialize, shape_of
 from . import bmm
 from ._path import Choice, Load, Path, same_dtype, with_rows
+from ._rows import grouped
 
 
 def generated(x: Tensor, w: Generated, b: Tensor | None) -> Tensor:
@@ -56,17 +57,6 @@ def scaled(x: Tensor, w: Scaled, b: Tensor | None) -> Tensor:
     y = F.linear(x if w.column is None else x * w.column.unsqueeze(1), w.base)
     if w.row is not None:
         y = y * w.row.unsqueeze(1)
-    return y if b is None else y + b.unsqueeze(1)
-
-
-def grouped(x: Tensor, w: Grouped, b: Tensor | None) -> Tensor:
-    """One product for each network with all its rows, in place of one for each row; shapes as for `generated`."""
-    S, N = len(w.index), x.shape[1]
-    C, O, I = w.weight.shape
-    rows = x.expand(S, N, I).flatten(1)
-    padded = rows.new_zeros(C * w.most, N * I).index_copy(0, w.place, rows)
-    y = padded.view(C, w.most * N, I) @ w.weight.mT
-    y = y.view(C * w.most, N, O)[w.place]
     return y if b is None else y + b.unsqueeze(1)
 
 
