@@ -16,6 +16,7 @@ demo: $(VENV)/.stamp-examples
 	$(BIN)/python examples/mnist_parallel.py $(ARGS)
 
 test: $(VENV)/.stamp-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torchode || echo "torchode does not install: skipped"
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.stamp-lint
