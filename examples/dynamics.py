@@ -16,7 +16,7 @@ from tqdm import tqdm
 import functional_hyper as fh
 
 Phi = dict[str, Tensor]
-Loss = Callable[[float, torch.Generator], Tensor]  # progress in [0, 1) -> a loss to descend
+Loss = Callable[[torch.Generator], Tensor]
 History = list[dict[str, float]]
 SAVE_EVERY = 20.0  # seconds
 
@@ -64,7 +64,7 @@ def fit(name: str, phi: Phi, loss: Loss, args: argparse.Namespace, lr: float, mi
         The mean loss of every twentieth of the training.
     """
     path, generator = args.out / f"{name}.pt", torch.Generator().manual_seed(args.seed)
-    optimizer = torch.optim.Adam(phi.values(), lr=lr)
+    optimizer = torch.optim.Adam(phi.values(), lr=lr, betas=(0.9, 0.99))
     step, elapsed, history, losses = 0, 0.0, [], []
     if args.resume and path.exists():
         state = checkpoints.load(path, checkpoints.settings(args, phi))
@@ -87,7 +87,7 @@ def fit(name: str, phi: Phi, loss: Loss, args: argparse.Namespace, lr: float, mi
             for group in optimizer.param_groups:
                 group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * progress))
             optimizer.zero_grad(set_to_none=True)
-            value = loss(progress, generator)
+            value = loss(generator)
             value.backward()
             torch.nn.utils.clip_grad_norm_(phi.values(), 1.0)
             optimizer.step()

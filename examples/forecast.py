@@ -8,8 +8,9 @@ Every pendulum has its own length, damping and drive. Five ways to forecast it, 
 - controls: a hypernetwork generates each pendulum's vector field from its known controls;
 - support: a hypernetwork generates it from the pendulum's first observations, the controls unknown.
 
-The error is the root mean square of the angle over a horizon of 5 s, for controls as in training and beyond their
-range.
+The training sees short segments of the trajectories, many of them at once; the error is the root mean square of the
+angle over a whole horizon of 5 s, for controls as in training and beyond their range: shorter, so faster, pendulums
+that are driven harder.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import functional_hyper as fh
 from functional_hyper import ode
 
 LOW, HIGH = torch.tensor([0.5, 0.0, 0.0]), torch.tensor([1.5, 0.5, 1.0])  # length, damping, drive
-STEP, SUPPORT, HORIZON = 0.125, 20, 40  # intervals: 2.5 s observed, 5 s forecast
+STEP, SUPPORT, HORIZON, SEGMENT = 0.125, 20, 40, 5  # intervals: 2.5 s observed, 5 s forecast
 RATE = 2.0  # of the drive, rad/s
 SCALE = torch.tensor([1.0, 3.0])  # of angles and speeds in the loss
 ARMS = ("shared", "inputs", "wide", "controls", "support")
@@ -35,8 +36,8 @@ ARMS = ("shared", "inputs", "wide", "controls", "support")
 def pendulums(count: int, generator: torch.Generator, beyond: float = 0.0) -> tuple[Tensor, Tensor]:
     """Controls ``(count, 3)`` in [-1, 1], or up to `beyond` outside, and trajectories ``(T, count, 2)``."""
     u = 2 * torch.rand(count, 3, generator=generator) - 1
-    if beyond:  # the first two controls leave their range, each to the side where it may
-        u[:, 0], u[:, 1] = 1 + beyond * u[:, 0].abs(), 1 + beyond * u[:, 1].abs()
+    if beyond:
+        u[:, 0], u[:, 2] = -1 - beyond * u[:, 0].abs(), 1 + beyond * u[:, 2].abs()
     length, damping, drive = (LOW + (HIGH - LOW) * (u + 1) / 2).T
     y0 = (2 * torch.rand(count, 2, generator=generator) - 1) * torch.tensor([2.0, 1.0])
 
@@ -47,11 +48,13 @@ def pendulums(count: int, generator: torch.Generator, beyond: float = 0.0) -> tu
     return u, simulate(rhs, y0, STEP * torch.arange(SUPPORT + HORIZON + 1))
 
 
-def field(net: Callable[[Tensor], Tensor], t: Tensor, y: Tensor, controls: Tensor | None) -> Tensor:
+def field(
+    net: Callable[[Tensor], Tensor], t: Tensor, y: Tensor, started: Tensor, controls: Tensor | None = None
+) -> Tensor:
     """What the main network reads: angle on the circle, speed, the drive's phase, the controls if they are inputs."""
     angle, speed = y.unbind(-1)
-    now = (RATE * t).expand_as(angle)
-    seen = torch.stack([angle.sin(), angle.cos(), speed / 3, now.cos(), now.sin()], -1)
+    phase = RATE * (started + t)
+    seen = torch.stack([angle.sin(), angle.cos(), speed / 3, phase.cos(), phase.sin()], -1)
     return net(seen if controls is None else torch.cat([seen, controls], -1)) * SCALE.to(y)
 
 
@@ -69,7 +72,7 @@ class SetEncoder(nn.Module):
 
 
 class Arm:
-    """One way to forecast: ``arm(phi, u, y, start, length)`` -> the states ``(length + 1, B, 2)`` from `start` on."""
+    """One way to forecast: ``arm(phi, u, y, starts (N,), length)`` -> states ``(length + 1, B, N, 2)``."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         width = 210 if name == "wide" else 48  # 210: as many trained numbers as the hypernetworks
@@ -77,8 +80,8 @@ class Arm:
         layers = [nn.Linear(8 if self.inputs else 5, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()]
         self.main = nn.Sequential(*layers, nn.Linear(width, 2)).to(args.device)
         spec = fh.param_spec(self.main)
-        self.many = name in ("shared", "inputs", "wide")  # one network, many pendulums
-        if self.many:
+        self.one = name in ("shared", "inputs", "wide")  # one network for all pendulums
+        if self.one:
             self.hyper = fh.with_embedding(fh.with_base(fh.full(spec, in_features=1, hidden=())), 1)
         else:
             self.hyper = fh.with_base(
@@ -89,7 +92,7 @@ class Arm:
         self.args = args
 
     def cond(self, u: Tensor, y: Tensor) -> Tensor:
-        if self.many:
+        if self.one:
             return torch.zeros(1, dtype=torch.long, device=u.device)
         if self.name == "controls":
             return u
@@ -97,30 +100,32 @@ class Arm:
         angle, speed = y[: SUPPORT + 1].permute(2, 1, 0)
         return torch.stack([angle.sin(), angle.cos(), speed / 3, now.cos(), now.sin()], -1)
 
-    def __call__(self, phi: Phi, u: Tensor, y: Tensor, start: int, length: int, training: bool = False) -> Tensor:
-        weights, t = (
-            self.hyper.weights(phi, self.cond(u, y)),
-            STEP * torch.arange(start, start + length + 1, device=u.device),
-        )
-        y0, controls = y[start], u if self.inputs else None
-        if self.many:
-            y0, controls = y0.unsqueeze(0), None if controls is None else controls.unsqueeze(0)
+    def __call__(self, phi: Phi, u: Tensor, y: Tensor, starts: Tensor, length: int, training: bool = False) -> Tensor:
+        B, N = len(u), len(starts)
+        y0 = y[starts].transpose(0, 1)
+        args = [(STEP * starts).expand(B, N)]
+        if self.inputs:
+            args.append(u.unsqueeze(1).expand(B, N, -1))
+        if self.one:  # its inputs are all segments of all pendulums
+            y0, *args = [a.flatten(0, 1).unsqueeze(0) for a in (y0, *args)]
+        weights = self.hyper.weights(phi, self.cond(u, y))
+        t = STEP * torch.arange(length + 1, device=u.device)
         how = solver(self.args, training)
-        got = ode.solve(self.main, weights, y0, t, many=self.many, field=field, args=(controls,), **how)
-        return got.squeeze(1) if self.many else got
+        return ode.solve(self.main, weights, y0, t, many=True, field=field, args=tuple(args), **how).view(-1, B, N, 2)
 
 
 def train(arm: Arm, phi: Phi, u: Tensor, y: Tensor, args: argparse.Namespace) -> None:
-    """Segments of 10, then 20, then 40 intervals, from a random start; pendulums in random batches."""
+    """Segments side by side from a random first one, all at once; pendulums in random batches."""
     scale = SCALE.to(u)
+    first = SUPPORT if arm.name == "support" else 0  # a forecast does not overlap what it was made from
+    side_by_side = SEGMENT * torch.arange((len(y) - 1 - first) // SEGMENT - 1, device=u.device) + first
 
-    def loss(progress: float, generator: torch.Generator) -> Tensor:
-        length = 10 if progress < 0.3 else 20 if progress < 0.6 else HORIZON
-        first = SUPPORT if arm.name == "support" else 0  # a forecast does not overlap what it was made from
-        start = int(torch.randint(first, len(y) - length, (), generator=generator))
+    def loss(generator: torch.Generator) -> Tensor:
+        starts = side_by_side + int(torch.randint(SEGMENT, (), generator=generator))
         rows = torch.randperm(len(u), generator=generator)[: args.batch].to(u.device)
-        got = arm(phi, u[rows], y[:, rows], start, length, training=True)
-        return ((got - y[start : start + length + 1, rows])[1:] / scale).square().mean()
+        got = arm(phi, u[rows], y[:, rows], starts, SEGMENT, training=True)
+        want = torch.stack([y[starts + k][:, rows] for k in range(SEGMENT + 1)]).transpose(1, 2)
+        return ((got - want)[1:] / scale).square().mean()
 
     fit(arm.name, phi, loss, args, lr=3e-3, minutes=args.minutes)
 
@@ -128,7 +133,8 @@ def train(arm: Arm, phi: Phi, u: Tensor, y: Tensor, args: argparse.Namespace) ->
 def errors(arm: Arm, phi: Phi, u: Tensor, y: Tensor) -> Tensor:
     """The angle's root mean square error at each time of the forecast."""
     with torch.no_grad():
-        return (arm(phi, u, y, SUPPORT, HORIZON) - y[SUPPORT:])[..., 0].square().mean(1).sqrt()
+        got = arm(phi, u, y, torch.tensor([SUPPORT], device=u.device), HORIZON)[:, :, 0]
+        return (got - y[SUPPORT:])[..., 0].square().mean(1).sqrt()
 
 
 def plot(args: argparse.Namespace, curves: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -137,7 +143,7 @@ def plot(args: argparse.Namespace, curves: dict[str, tuple[Tensor, Tensor]]) -> 
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
-    for axis, k, title in zip(axes, (0, 1), ("controls as in training", "length and damping beyond"), strict=True):
+    for axis, k, title in zip(axes, (0, 1), ("controls as in training", "shorter, driven harder"), strict=True):
         for name, curve in curves.items():
             axis.semilogy(STEP * torch.arange(1, HORIZON + 1), curve[k][1:].cpu(), label=name)
         axis.set(title=title, xlabel="horizon (s)", ylabel="angle RMSE")
@@ -149,7 +155,7 @@ def plot(args: argparse.Namespace, curves: dict[str, tuple[Tensor, Tensor]]) -> 
 
 def main(arguments: list[str] | None = None) -> dict[str, tuple[float, float]]:
     """Trains the arms and compares them; returns their errors, as in training and beyond."""
-    parser = options(__doc__, "forecast", minutes=5)
+    parser = options(__doc__, "forecast", minutes=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="each is trained for --minutes")
     parser.add_argument("--batch", type=int, default=128, help="pendulums a step")
     args = parser.parse_args(arguments)
