@@ -128,6 +128,16 @@ def call_functions(widths: Sequence[int], B: int, seed: int) -> Functions:
     return functions
 
 
+def grouped_by_hand(theta: Tensor, widths: Sequence[int], y: Tensor) -> Tensor:
+    """The main networks of flat vectors ``(B, P)`` as published code has them: every evaluation copies its weights."""
+    B, N, _ = y.shape
+    x, at = y.transpose(1, 2).reshape(1, -1, N), 0
+    for n, (i, o) in enumerate(pairwise(widths)):
+        w, b = theta[:, at : at + o * i].reshape(B * o, i, 1), theta[:, at + o * i : at + o * i + o].reshape(-1)
+        x, at = F.conv1d(F.silu(x) if n else x, w, b, groups=B), at + o * i + o
+    return x.view(B, -1, N).transpose(1, 2)
+
+
 def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed: int, compile: bool) -> Functions:
     """One training step: solve, loss and backward, head included, for each way."""
     generator = torch.Generator().manual_seed(seed)
@@ -143,7 +153,14 @@ def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed:
 
         return run
 
-    functions = {way: step(options) for way, options in WAYS.items()}
+    def by_hand() -> Any:
+        from torchdiffeq import odeint
+
+        theta = hyper.apply(phi, cond)
+        ys = odeint(lambda t, y: grouped_by_hand(theta, widths, y), y0, t, method="rk4")
+        return torch.autograd.grad(ys.square().mean(), list(phi.values()))  # type: ignore[union-attr]
+
+    functions = {**{way: step(options) for way, options in WAYS.items()}, "by hand": by_hand}
     if compile:
         return {"compiled": step({"gradient": "deferred", "path": "bmm", "compile": True}), **functions}
     return functions
