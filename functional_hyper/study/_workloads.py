@@ -146,10 +146,11 @@ def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed:
     phi, cond = hyper.init(generator), torch.randn(B, K, generator=generator)
     y0, t = torch.rand(B, N, widths[0], generator=generator), torch.linspace(0, 1, T)
 
-    def step(options: dict[str, Any]) -> Callable[[], Any]:
+    def step(options: dict[str, Any], tile: int = B) -> Callable[[], Any]:
         def run() -> Any:
-            ys = ode.solve(main, hyper.weights(phi, cond), y0, t, many=True, **options)
-            return torch.autograd.grad(ys.square().mean(), list(phi.values()))
+            parts = zip(cond.split(tile), y0.split(tile), strict=True)
+            solves = [ode.solve(main, hyper.weights(phi, c), y, t, many=True, **options) for c, y in parts]
+            return torch.autograd.grad(torch.cat(solves, 1).square().mean(), list(phi.values()))
 
         return run
 
@@ -162,5 +163,6 @@ def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed:
 
     functions = {**{way: step(options) for way, options in WAYS.items()}, "by hand": by_hand}
     if compile:
-        return {"compiled": step({"gradient": "deferred", "path": "bmm", "compile": True}), **functions}
+        compiled = {"gradient": "deferred", "path": "bmm", "compile": True}
+        return {"compiled": step(compiled), "two tiles": step(compiled, (B + 1) // 2), **functions}
     return functions
