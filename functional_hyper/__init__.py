@@ -25,6 +25,7 @@ from .params import unravel as unravel
 from .paths import PATHS as PATHS
 from .paths import Path as Path
 from .paths import linear as linear
+from .regularizers import output_regularizer as output_regularizer
 from .weights import Generated as Generated
 from .weights import LowRank as LowRank
 from .weights import Scaled as Scaled
