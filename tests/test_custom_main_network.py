@@ -1,0 +1,137 @@
+"""The example with main networks of the user's own: it runs, resumes to the same bits, and all paths agree."""
+
+import custom_main_network as example
+import dynamics
+import pytest
+import torch
+
+import functional_hyper as fh
+
+TRAINED = ("function", "cnn", "siren")
+
+
+@pytest.fixture(autouse=True)
+def _each_step_once(monkeypatch):
+    """Times are not tested, and take long; the steps that would be timed are."""
+
+    def once(functions, seconds):
+        for slopes in (f() for f in functions.values()):
+            assert any(slope.any() for slope in slopes)
+        return {name: [1000.0 + at] for at, name in enumerate(functions)}
+
+    monkeypatch.setattr(example, "interleaved", once)
+
+
+def run(folder, part, *more):
+    return example.main(["--part", part, "--steps", "4", "--out", str(folder), *more])[part]
+
+
+def phi_in(folder, part):
+    return torch.load(folder / f"{part}.pt", weights_only=True)["phi"]
+
+
+@pytest.mark.parametrize("part", example.PARTS)
+def test_a_run_says_what_answered_and_what_it_took(part, tmp_path, capsys):
+    found = run(tmp_path, part)
+    printed = capsys.readouterr().out
+    assert f"\n{part}: " in printed
+    assert "answered by" in printed
+    assert "auto 1.00 ms, loop 1.00 ms, vmap 1.00 ms" in printed
+    assert "contracted 1.01 ms" in printed
+    assert all(0 <= value < 100 for value in found.values())
+    assert (tmp_path / "siren.png").exists() == (part == "siren")
+    assert (tmp_path / f"{part}.pt").exists() == (part in TRAINED)
+
+
+def test_the_path_is_the_one_that_was_asked_for(tmp_path, capsys):
+    run(tmp_path, "function", "--path", "bmm")
+    assert 'path "bmm"' in capsys.readouterr().out
+
+
+def test_rules_answer_what_no_vmap_hides(tmp_path, capsys):
+    run(tmp_path, "unbatched")
+    vmapped, direct = capsys.readouterr().out.split("without vmap around it")
+    assert "contract\n" not in vmapped
+    assert direct.count("contract\n") == 4
+
+
+@pytest.mark.parametrize("part", TRAINED)
+def test_a_resumed_run_ends_in_the_same_bits(part, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", part)
+    count, step = [], torch.optim.Adam.step
+
+    def killed_after_two(self, *args, **kwargs):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", killed_after_two)
+        patch.setattr(dynamics, "SAVE_EVERY", 0.0)  # seconds
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", part)
+    assert torch.load(tmp_path / "killed" / f"{part}.pt", weights_only=True)["step"] == 2
+    assert run(tmp_path / "killed", part, "--resume", "--path", "auto") == whole
+    first, second = phi_in(tmp_path / "whole", part), phi_in(tmp_path / "killed", part)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    with pytest.raises(SystemExit, match="seed: 0 there, 1 now"):
+        run(tmp_path / "killed", part, "--resume", "--seed", "1")
+
+
+def value_and_gradients(part, path, phi, batch):
+    y = part.model(path)(phi, *batch[:2])
+    return [y, *torch.autograd.grad(part.loss(y, batch[2]), list(phi.values()))]
+
+
+@pytest.mark.parametrize("path", [path for path in example.EVERY_PATH if path != "loop"])
+@pytest.mark.parametrize("name", example.PARTS)
+def test_paths_agree_on_the_networks_of_the_example(name, path):
+    part = example.PARTS[name](0)
+    double = lambda t: t.double() if t.is_floating_point() else t
+    batch = tuple(map(double, part.draw(torch.Generator().manual_seed(0))))
+    phi = part.hyper.init(torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():  # heads that start at zero would hide what is wrong with the generated part
+        for value in phi.values():
+            value.add_(0.01 * torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(1)))
+    want = value_and_gradients(part, "loop", phi, batch)
+    assert all(slope.abs().max() > 1e-6 for slope in want)
+    for ours, theirs in zip(value_and_gradients(part, path, phi, batch), want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10 * theirs.abs().max().item())
+
+
+def test_turns_are_quarter_turns_of_the_digits():
+    images = torch.arange(4.0 * 784).view(4, 1, 784)
+    want = [[image.view(28, 28).rot90(t)] for t, image in enumerate(images)]
+    assert torch.equal(example.turned(images), torch.stack([torch.stack(row) for row in want]).unsqueeze(2))
+
+
+def test_a_siren_starts_as_the_paper_says():
+    siren = example.Siren(torch.Generator().manual_seed(0), 64)
+    first, hidden, last = (siren.get_parameter(f"layers.{at}.weight") for at in range(3))
+    for weight, bound in ((first, 1 / 2), (hidden, (6 / 64) ** 0.5 / 30), (last, (6 / 64) ** 0.5 / 30)):
+        assert 0.9 * bound < weight.abs().max() <= bound
+    # so that what enters a hidden layer's sine has unit variance: sines of a wide argument are arcsine-distributed
+    x = 2 * torch.rand(2000, 2) - 1
+    inner = example.OMEGA * (torch.sin(example.OMEGA * (x @ first.T + siren.get_parameter("layers.0.bias"))) @ hidden.T)
+    assert 0.8 < inner.std() < 1.25
+
+
+def test_sirens_of_the_hypernetwork_start_at_the_base():
+    part = example.siren(3)
+    weights = part.hyper.apply(part.hyper.init(), torch.arange(example.IMAGES))
+    base = torch.cat([p.detach().flatten() for p in example.Siren(torch.Generator().manual_seed(3)).parameters()])
+    assert torch.equal(weights, base.expand_as(weights))
+
+
+def test_every_path_is_timed():
+    assert set(example.EVERY_PATH) == {"auto", *fh.PATHS}
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        example.main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for option in ("part", "path", "steps", "seed", "out", "resume"):
+        assert f"--{option}" in printed
