@@ -38,7 +38,8 @@ def compose(
     Args:
         hyper: generates the weights of `main`.
         main, path, many, shared, evaluations, randomness: as for `bind`.
-        inputs: the N that "auto" should expect; None is the N of the x that comes.
+        inputs: the N that "auto" should expect; None is the N of the x that comes. Rows within one input (a sequence, a
+            set, pixels) count, too.
 
     Returns:
         ``model(phi, cond, x, index=None)``: cond has one batch dim, B rows; x is ``(B, ...)``, with `many`
