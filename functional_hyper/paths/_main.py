@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.func import functional_call
@@ -29,6 +30,8 @@ class Caller:
         modules = list(main.modules()) if isinstance(main, nn.Module) else []
         self.sites = _sites(main, template) if isinstance(main, nn.Module) else []
         self.tracking = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
+        # under rules it takes another way than without: to packed sequences, which pad with zeros
+        self.packing = [m for m in modules if isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor]
         self.scripted = any(isinstance(m, (ScriptModule, ScriptFunction)) for m in [main, *modules])
         # a call leaves attributes behind: nn.utils.weight_norm its weight, a recurrent layer its list of weights
         self.leaving = [vars(m) for m in modules if m._forward_pre_hooks or isinstance(m, nn.RNNBase)]
@@ -52,6 +55,13 @@ class Caller:
                     box[key] = parameter
                 for attributes, before in zip(self.leaving, left, strict=True):
                     attributes.update(before)
+
+    def refuse_packing(self) -> None:
+        """A TransformerEncoder that packs padded sequences without looking: no torch call would betray it."""
+        for module in self.packing:
+            if not (module.mask_check or module.training or torch.is_grad_enabled()):
+                want, mend = "no packed sequences", 'enable_nested_tensor=False or mask_check=True; or path="loop"'
+                raise bad("main", want, "nn.TransformerEncoder(mask_check=False) without gradients", mend, Refused)
 
     def refuse_running_statistics(self) -> None:
         """BatchNorm in training would write every network's statistics into the one module's buffers."""

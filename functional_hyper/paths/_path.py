@@ -94,6 +94,7 @@ class Evaluation:
     def __call__(self, args: tuple[Any, ...], log: Log | None = None) -> Any:
         if is_compiling():
             return self._evaluate(args, log, [])
+        self.caller.refuse_packing()
         calls: list[Rules] = []
         before = versions(self.dense)
         try:

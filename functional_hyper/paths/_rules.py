@@ -23,6 +23,7 @@ from .._functorch import batched, level_of, outside, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
 from ._guards import MENDS, call_name, changed, may_write, writes
+from ._layers import PARTS
 
 # What a placeholder can answer itself: it has the parameter's shape, dtype and device.
 METADATA: frozenset[Any] = frozenset(
@@ -80,6 +81,11 @@ class Rules(TorchFunctionMode):
                 return self._wrap(answer)
         if func == REQUIRES_GRAD:
             return self._requires_grad(args[0])
+        if (parts := PARTS.get(func)) is not None:
+            with self:  # what it consists of is for the rules to see
+                answer = parts(*args, **(kwargs or {}))
+            if answer is not NotImplemented:
+                return answer
         if self.structured and func not in METADATA:
             args, kwargs = self._dense_args(args, kwargs)
         if (mend := MENDS.get(func)) is not None:
