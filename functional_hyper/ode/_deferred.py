@@ -24,7 +24,7 @@ from ..paths import bmm
 
 # One product serves this many evaluations, or as many as give it this many inputs per network: more would save little
 # time and cost memory.
-EVALUATIONS, ROWS = 8, 64
+EVALUATIONS, ROWS = 8, 16
 
 
 class Recorder:
