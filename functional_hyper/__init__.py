@@ -1,5 +1,6 @@
 """Functional hypernetworks for PyTorch: one set of weights per sample, evaluated for the whole batch at once."""
 
+from . import check as check
 from . import initializers as initializers
 from . import ode as ode
 from ._errors import HyperError as HyperError
