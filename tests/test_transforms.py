@@ -192,7 +192,7 @@ def test_compiles_to_one_graph_and_stays(kind: str, path: str) -> None:
 def test_compiles_for_batches_of_other_sizes(kind: str, path: str) -> None:
     hyper, main, phi, cond, x = setting(kind)
     model = fh.compose(hyper, main, path, many=True)
-    step = torch.compile(model, fullgraph=True, backend="aot_eager")
+    step = torch.compile(model, fullgraph=True, backend="eager")  # what Dynamo makes of the sizes is in question
     for B, N in ((2, 3), (3, 3), (4, 5), (6, 2)):
         inputs = cond[:1].expand(B, -1) * torch.arange(1, B + 1)[:, None], x[:1, :1].expand(B, N, -1).clone()
         assert_same({"y": step(phi, *inputs)}, {"y": define(hyper, main, phi, *inputs, many=True)})
