@@ -65,7 +65,7 @@ def gradients(
     return [torch.zeros(()) if g is None else g for g in found]
 
 
-def assert_same(got, want, rtol=1e-9, atol=1e-11):
+def assert_same(got, want, rtol=1e-10, atol=1e-11):
     assert len(got) == len(want)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=rtol, atol=atol)
