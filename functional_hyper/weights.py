@@ -136,12 +136,15 @@ class Scaled:
 class Grouped:
     """``W_s = weight[index[s]]``: S rows that share C networks, each network's rows side by side in a padded group.
 
-    `place` ``(S,)`` is each row's place in C groups of `most` places.
+    `place` ``(S,)`` is each row's place in C groups of `most` places; `order` ``(S,)`` are the rows sorted by network,
+    of whom network c's end before `ends[c]`.
     """
 
     weight: Tensor  # (C, O, I)
     index: Tensor  # (S,)
     place: Tensor  # (S,)
+    order: Tensor  # (S,)
+    ends: Tensor  # (C,)
     most: int
 
     @property
@@ -172,10 +175,11 @@ def group(weight: Tensor, index: Tensor) -> Grouped:
     order = index.argsort(stable=True)
     counts = index.bincount(minlength=len(weight))
     most = int(counts.max())
-    rank = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[index[order]]
+    ends = counts.cumsum(0)
+    rank = torch.arange(len(index), device=index.device) - (ends - counts)[index[order]]
     place = torch.empty_like(order)
     place[order] = index[order] * most + rank
-    return Grouped(weight, index, place, most)
+    return Grouped(weight, index, place, order, ends, most)
 
 
 Structured: TypeAlias = Generated | LowRank | Scaled | Grouped

@@ -1,9 +1,9 @@
 """The example with main networks of the user's own: it runs, resumes to the same bits, and all paths agree."""
 
 import custom_main_network as example
-import dynamics
 import pytest
 import torch
+from killing import killed_after_two
 
 import functional_hyper as fh
 
@@ -71,19 +71,7 @@ def test_few_steps_fit_the_sirens(tmp_path, monkeypatch):
 @pytest.mark.parametrize("part", TRAINED)
 def test_a_resumed_run_ends_in_the_same_bits(part, tmp_path, monkeypatch, capsys):
     whole = run(tmp_path / "whole", part)
-    count, step = [], torch.optim.Adam.step
-
-    def killed_after_two(self, *args, **kwargs):
-        count.append(1)
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", killed_after_two)
-        patch.setattr(dynamics, "SAVE_EVERY", 0.0)  # seconds
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed", part)
+    killed_after_two(lambda: run(tmp_path / "killed", part), monkeypatch)
     assert torch.load(tmp_path / "killed" / f"{part}.pt", weights_only=True)["step"] == 2
     assert run(tmp_path / "killed", part, "--resume") == whole
     assert f"resumed {part} from {tmp_path / 'killed' / part}.pt after step 2" in capsys.readouterr().out

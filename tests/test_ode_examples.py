@@ -5,6 +5,7 @@ import forecast
 import lotka_volterra
 import pytest
 import torch
+from killing import killed_after_two
 
 EXAMPLES = [
     (lotka_volterra, "lotka_volterra", []),
@@ -32,19 +33,7 @@ def test_a_resumed_run_ends_in_the_same_bits(example, name, options, tmp_path, m
     assert all(float(torch.as_tensor(v).max()) < 10 for v in whole.values())
     assert list((tmp_path / "whole").glob("*.png"))
 
-    count, step = [], torch.optim.Adam.step
-
-    def killed_after_two(self, *args, **kwargs):
-        count.append(1)
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", killed_after_two)
-        patch.setattr(dynamics, "SAVE_EVERY", 0.0)  # seconds
-        with pytest.raises(KeyboardInterrupt):
-            run("killed")
+    killed_after_two(lambda: run("killed"), monkeypatch)
     assert torch.load(tmp_path / "killed" / f"{name}.pt", weights_only=True)["step"] == 2
     assert run("killed", "--resume") == whole
     first, second = phi_in(tmp_path / "whole", name), phi_in(tmp_path / "killed", name)

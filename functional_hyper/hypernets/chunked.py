@@ -141,13 +141,16 @@ class Chunked:
         """The head ``(K + 1, *shape)`` of slot i in its own chunk."""
         slot = self.spec.slots[i]
         head = phi["head.chunk"][:, : slot.size].reshape(-1, *slot.shape)
-        return torch.cat([head[:-1] * self._gain(i, head), self._scale(phi, i, head[-1:])])
+        scaled = head * self._gain(i, head)
+        return torch.cat([scaled[:-1], scaled[-1:] + self._around(phi, i)])
 
     def _scale(self, phi: Phi, i: int, value: Tensor) -> Tensor:
         """Values of unit variance as slot i's weights: times its gain, around its base."""
+        return value * self._gain(i, value) + self._around(phi, i)
+
+    def _around(self, phi: Phi, i: int) -> Any:
         slot = self.spec.slots[i]
-        around = self._rule.rows(slot, 1.0)[1].mean if self.base is None else phi[f"base.{slot.name}"]
-        return value * self._gain(i, value) + around
+        return self._rule.rows(slot, 1.0)[1].mean if self.base is None else phi[f"base.{slot.name}"]
 
     def _gain(self, i: int, like: Tensor) -> Tensor:
         """``(*shape)``: what makes values of unit variance slot i's, with a sign of its own for every weight."""

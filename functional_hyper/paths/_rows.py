@@ -36,10 +36,8 @@ def padded(x: Tensor, w: Grouped) -> Tensor:
 def ragged(x: Tensor, w: Grouped) -> Tensor:
     """Rows sorted by network, groups of any size: `torch.nn.functional.grouped_mm`."""
     S, N, I = x.shape
-    order = w.place.argsort()
-    ends = w.index.bincount(minlength=len(w.weight)).cumsum(0) * N
-    y = F.grouped_mm(x[order].reshape(S * N, I), w.weight.mT, offs=ends.int())
-    return y.view(S, N, -1)[order.argsort()]
+    y = F.grouped_mm(x[w.order].reshape(S * N, I), w.weight.mT, offs=(w.ends * N).int()).view(S, N, -1)
+    return torch.empty_like(y).index_copy(0, w.order, y)
 
 
 def sorts(like: Tensor, shape: Sequence[int]) -> bool:
