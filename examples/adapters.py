@@ -27,13 +27,14 @@ import torch
 import torch.nn.functional as F
 from data import CLASSES, PIXELS, SIDE, SOURCES, Digits, load_digits, random_shift
 from dynamics import Phi, fit
+from matplotlib import colormaps
 from torch import Tensor, nn
 from training import positive
 
 import functional_hyper as fh
 
 LARGEST = 90  # degrees
-BIN = 15  # degrees, of the picture
+BIN = 30  # degrees, of the picture
 COPIES = 4  # domains that each test digit is shown in
 HIDDEN = (64, 32)
 LINEAR = ["first.*", "second.*", "last.*"]
@@ -110,6 +111,7 @@ METHODS = {
     "norms + backbone": Method(["norm*"], generated, frozen=False),
     "adapters + backbone": Method(LINEAR, adapters, frozen=False),
 }
+COLOURS = [name for name in METHODS if "+" not in name]
 
 
 def prepare(method: Method, main: nn.Module, args: argparse.Namespace) -> tuple[Logits, Phi]:
@@ -164,10 +166,10 @@ def draw_picture(found: dict[str, Tensor], domain: Tensor, images: Tensor, path:
     edges = torch.arange(-LARGEST, LARGEST, BIN)
     for name, right in found.items():
         rates = [100 * (1 - right[(angle >= at) & (angle < at + BIN)].mean().item()) for at in edges]
-        style = "-" if METHODS[name].frozen else "--"
-        curves.plot((edges + BIN / 2).tolist(), rates, style, marker=".", label=name)
-    curves.set(title="test error (%)", xlabel="angle (degrees)", yscale="log")
-    curves.legend(fontsize="small", title="dashed: backbone trained")
+        style, colour = "-" if METHODS[name].frozen else "--", colormaps["tab10"](COLOURS.index(name.split(" +")[0]))
+        curves.plot((edges + BIN / 2).tolist(), rates, style, marker=".", color=colour, label=name)
+    curves.set(title="test error (%); dashed: backbone trained", xlabel="angle (degrees)", yscale="log")
+    curves.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     pictures.save(figure, path)
 
 
