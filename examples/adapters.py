@@ -8,9 +8,9 @@ head      the last layer, by `fh.full` on the backbone's own
 norms     gains and biases of the LayerNorms, the same way
 adapters  low-rank updates of the linear layers, by `fh.low_rank`
 
-The rest stays frozen, or is trained along ("+ backbone") with the hypernetwork. Beside them, the backbone unadapted, one
-fine-tuned for all domains, and that one with the domain as further inputs. `--cond image` generates from the image alone:
-then nobody is told the domain.
+The rest stays frozen, or is trained along ("+ backbone") with the hypernetwork. Beside them, the backbone unadapted,
+one fine-tuned for all domains, and that one with the domain as further inputs. `--cond image` generates from the image
+alone: then nobody is told the domain.
 """
 
 import argparse
