@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 
 import checkpoints
-import matplotlib as mpl
+import pictures
 import torch
 from dynamics import Phi, fit, options, simulate, solver
 from torch import Tensor, nn
@@ -139,18 +139,14 @@ def errors(arm: Arm, phi: Phi, u: Tensor, y: Tensor) -> Tensor:
 
 def plot(args: argparse.Namespace, curves: dict[str, tuple[Tensor, Tensor]]) -> None:
     """Forecast error against horizon."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    figure, axes = pictures.panels("Forecasts of driven, damped pendulums", 2)
+    axes[1].sharey(axes[0])
     for axis, k, title in zip(axes, (0, 1), ("controls as in training", "shorter, driven harder"), strict=True):
         for name, curve in curves.items():
             axis.semilogy(STEP * torch.arange(1, HORIZON + 1), curve[k][1:].cpu(), label=name)
         axis.set(title=title, xlabel="horizon (s)", ylabel="angle RMSE")
     axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(args.out / "forecast.png", dpi=120)
-    plt.close(figure)
+    pictures.save(figure, args.out / "forecast.png")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, tuple[float, float]]:
@@ -175,7 +171,6 @@ def main(arguments: list[str] | None = None) -> dict[str, tuple[float, float]]:
     for name, (inside, outside) in found.items():
         print(f"  {name:9}  {inside:14.4f}  {outside:.4f}")
     plot(args, curves)
-    print(f"picture: {args.out / 'forecast.png'}")
     return found
 
 

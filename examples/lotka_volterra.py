@@ -11,7 +11,7 @@ import argparse
 from itertools import product
 
 import checkpoints
-import matplotlib as mpl
+import pictures
 import torch
 from dynamics import Phi, fit, options, simulate, solver
 from torch import Tensor, nn
@@ -108,10 +108,7 @@ def report(title: str, environments: Tensor, got: Tensor, want: Tensor) -> float
 
 def plot(args: argparse.Namespace, shown: list[tuple[str, Tensor, Tensor]], contexts: Tensor, adapted: Tensor) -> None:
     """Phase portraits, true (lines) against predicted (dots), and contexts against the true parameters."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(shown) + 2, figsize=(5 * len(shown) + 9, 4.5))
+    figure, axes = pictures.panels("Predators and prey, each environment with its own generated field", len(shown) + 2)
     for axis, (title, got, want) in zip(axes, shown, strict=False):
         for e in range(want.shape[1]):
             color = f"C{e}"
@@ -123,9 +120,7 @@ def plot(args: argparse.Namespace, shown: list[tuple[str, Tensor, Tensor]], cont
             dots = axis.scatter(*points.T.cpu(), c=parameters[:, column], s=90, marker=marker, vmin=0.5, vmax=1.125)
         axis.set(title=f"contexts, coloured by {name} (stars: adapted)", xlabel="xi 1", ylabel="xi 2")
         figure.colorbar(dots, ax=axis)
-    figure.tight_layout()
-    figure.savefig(args.out / "lotka_volterra.png", dpi=120)
-    plt.close(figure)
+    pictures.save(figure, args.out / "lotka_volterra.png")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -152,7 +147,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         "adaptation": report("four new environments, adapted from one trajectory each", UNSEEN, predicted[1], unseen),
     }
     plot(args, [("seen", predicted[0], tested), ("unseen", predicted[1], unseen)], contexts, adapted)
-    print(f"picture: {args.out / 'lotka_volterra.png'}")
     return errors
 
 
