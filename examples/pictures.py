@@ -1,4 +1,4 @@
-"""How the examples draw: figures without a display, small files, and the panels that the digits' pictures are made of."""
+"""How the examples draw: figures without a display, small files, and panels of digits and their weights."""
 
 import io
 from pathlib import Path
