@@ -1,10 +1,13 @@
 # Two commands: `make demo` trains the input-conditioned MNIST hypernetwork, `make test` runs every test.
+# `make figures` makes every picture of examples/figures again: half an hour, of which runs/ keeps what is done.
 # Each sets up its own virtual environment first; nothing but Python 3.11+, pip and make is needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+PICTURED := mnist_parallel mnist_full mnist_chunked continual_split_digits adapters lotka_volterra forecast
+
+.PHONY: demo test lint figures clean
 
 # One stamp per set of extras, so that nothing is installed that a target does not use.
 $(VENV)/.stamp-%: pyproject.toml
@@ -21,6 +24,15 @@ test: $(VENV)/.stamp-test
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+figures: $(VENV)/.stamp-examples
+	$(BIN)/python examples/schematic.py
+	$(BIN)/python examples/batching_study.py
+	for name in $(PICTURED); do \
+		$(BIN)/python examples/$$name.py --resume && cp runs/$$name/$$name.png examples/figures/ || exit 1; \
+	done
+	$(BIN)/python examples/custom_main_network.py --part siren --resume
+	cp runs/custom_main_network/siren.png examples/figures/
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
