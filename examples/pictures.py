@@ -22,10 +22,10 @@ def panels(title: str, count: int) -> tuple[Figure, list[Axes]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """A PNG of 128 colours, which makes a quarter of the file."""
+    """A PNG of 64 colours, which makes a fraction of the file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=80)
-    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
     print(f"picture: {path}")
 
 
