@@ -198,3 +198,20 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(example, "load_digits", lambda *_: digits)
     with pytest.raises(SystemExit, match="backbone: the loss is nan; try a lower --lr"):
         run(tmp_path)
+
+
+def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        example.main(["--help"])
+    assert stopped.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(name in printed for name in example.METHODS)
+
+
+@pytest.mark.parametrize("bad", [("--methods", "lora"), ("--rank", "0"), ("--cond", "support"), ("--path", "fast")])
+def test_bad_options(bad: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "load_digits", lambda *_: pytest.fail("went on"))
+    with pytest.raises(SystemExit) as stopped:
+        example.main([*bad])
+    assert stopped.value.code == 2
+    assert bad[0] in capsys.readouterr().err.splitlines()[-1]

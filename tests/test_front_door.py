@@ -29,6 +29,11 @@ def test_every_example_has_its_command_and_its_picture() -> None:
     assert text.count("](figures/") >= len(FIGURES)
 
 
+@pytest.mark.parametrize("script", sorted(ROOT.glob("examples/*.py")), ids=lambda script: script.name)
+def test_examples_stay_small(script: Path) -> None:
+    assert len(script.read_text().splitlines()) < 250
+
+
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_figures_are_small(figure: Path) -> None:
     assert 1_000 < figure.stat().st_size < 100_000
