@@ -238,7 +238,7 @@ def main() -> None:
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Milliseconds of this library's best, and every other way's as a multiple of it."""
     others = [name for name in next(iter(rows.values())) if name not in OURS]
-    lines = [["one training step", "ms, this library's best", *others]]
+    lines = [["training step", "ms, this library's best", *others]]
     for workload, times in rows.items():
         best = min(times[name] for name in OURS if name in times)
         lines.append([workload, f"{best:.2f}", *(f"{times[name] / best:.1f}x" for name in others)])
