@@ -136,3 +136,24 @@ def test_explain_tells_form_and_rule(main: nn.Module):
     many = fh.explain(fh.compose(hyper, main, evaluations=1000), *args)
     assert many.weights[0][1].startswith("dense")
     assert any(answer == "vmap" for _, _, answer in fh.explain(fh.compose(hyper, main, "vmap"), *args).calls)
+
+
+def test_module_loads_phi_in_its_own_shapes(main: nn.Module):
+    hyper = fh.full(fh.param_spec(main), 4)
+    phi = perturbed(hyper)
+    module = fh.as_module(fh.compose(hyper, main), hyper.init())
+    holder = nn.ModuleDict({"hyper": module})  # under a prefix
+    given = {f"hyper.phi.{name}": value for name, value in phi.items()}
+    found = holder.load_state_dict(given, strict=False)
+    assert not found.unexpected_keys
+    assert all(name.startswith("hyper.main.") for name in found.missing_keys)
+    assert set(given) == {f"hyper.phi.{name}" for name in phi}, "the caller's dict is as it was"
+    assert all(value.dim() == phi[name.removeprefix("hyper.phi.")].dim() for name, value in given.items())
+    back = module.phi_dict()
+    assert list(back) == list(phi)
+    assert all(torch.equal(value, phi[name]) and value.is_leaf and value.requires_grad for name, value in back.items())
+    back["trunk.0.bias"].data.zero_()
+    assert torch.equal(module.phi_dict()["trunk.0.bias"], phi["trunk.0.bias"]), "apart from the module"
+    wrong = {"phi.trunk.0.bias": torch.zeros(3)}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        module.load_state_dict(wrong, strict=False)
