@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -40,6 +41,12 @@ class ParamSpec:
         put(self, "names", tuple(slot.name for slot in self.slots))
         put(self, "shapes", tuple(slot.shape for slot in self.slots))
         put(self, "flat", isinstance(self.template, dict) and tuple(self.template) == self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of names, shapes, order and dtype: the same in every process, for checkpoints to carry."""
+        lines = [str(self.dtype), *(f"{slot.name!r} {tuple(slot.shape)}" for slot in self.slots)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"ParamSpec({len(self.slots)} parameters, P={self.size}, {self.dtype})"

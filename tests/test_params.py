@@ -218,3 +218,23 @@ def test_tied_parameters_are_one_slot_under_the_first_name() -> None:
     assert spec.names == ("0.weight", "0.bias", "1.bias")
     assert spec.size == 8
     assert fh.param_spec(main, include="1.weight").names == ("0.weight",)
+
+
+def test_fingerprint_is_of_names_shapes_order_and_dtype():
+    spec = fh.param_spec({"a": torch.zeros(2, 3), "b": torch.zeros(4)})
+    assert spec.fingerprint == fh.param_spec({"b": torch.ones(4), "a": torch.ones(2, 3)}).fingerprint
+    # the same in every process and every release: checkpoints carry it
+    assert spec.fingerprint == "d36c682837a1d0b0ae93c04c2224287d54a5f64fc5fe9f7f258499e54a89d299"
+    others = [
+        {"a": torch.zeros(3, 2), "b": torch.zeros(4)},
+        {"a": torch.zeros(2, 3), "c": torch.zeros(4)},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(4, 1)},
+        {"a": torch.zeros(2, 3)},
+        {"a": torch.zeros(2, 3).double(), "b": torch.zeros(4).double()},
+        {"a (2, 3)\n'b'": torch.zeros(4)},
+    ]
+    found = {fh.param_spec(other).fingerprint for other in others}
+    assert len(found | {spec.fingerprint}) == len(others) + 1
+    layers = {"a": nn.Linear(2, 1, bias=False), "b": nn.Linear(2, 1, bias=False)}
+    one, other = nn.ModuleDict(layers), nn.ModuleDict(dict(reversed(layers.items())))
+    assert fh.param_spec(one).fingerprint != fh.param_spec(other).fingerprint
