@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     based = sum(p.numel() for name, p in phi.items() if name.startswith("base."))
     print(f"{sum(p.numel() for p in phi.values()) - based:,} parameters and a base generate {spec.size:,} weights")
 
-    history = fit(logits, phi, digits, generator, args)
+    history = fit(logits, phi, digits, generator, args, spec)
     print_accuracy(history, args)
 
     figure, (curve, predictions, units) = pictures.panels("One small head generates a classifier in chunks", 3)

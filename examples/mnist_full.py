@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     phi = hyper.init(generator, device=args.device)
     print(f"{sum(p.numel() for p in phi.values()):,} parameters generate {spec.size:,} weights")
 
-    history = fit(logits, phi, digits, generator, args)
+    history = fit(logits, phi, digits, generator, args, spec)
     print_accuracy(history, args)
 
     figure, (curve, predictions, units) = pictures.panels("One embedding generates one classifier", 3)

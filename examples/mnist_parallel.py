@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.compare_paths:
         compare(hyper, classifier, (args.path, "grouped_conv"), phi, digits.train_images[: args.batch_size])
-    history = fit(logits, phi, digits, generator, args)
+    history = fit(logits, phi, digits, generator, args, spec)
     print_accuracy(history, args)
 
     figure, (curve, predictions, weights) = pictures.panels("Each digit generates its own classifier", 3)

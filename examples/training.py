@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+import functional_hyper as fh
+
 SMOOTHING = 0.1  # of the labels; on validation digits worth about half a percent in every example
+SAVE_EVERY = 20.0  # seconds
 
 Phi = dict[str, Tensor]
 Logits = Callable[[Phi, Tensor], Tensor]  # (phi, images (n, 784)) -> (n, 10)
@@ -38,6 +42,7 @@ def options(example: str, description: str | None, epochs: int, batch_size: int,
     add("--seed", type=int, default=0, help="draws phi, the order of the digits and their shifts")
     add("--out", type=Path, default=Path("runs") / example, help="folder for the checkpoint and the picture")
     add("--resume", action="store_true", help="continue from the checkpoint in --out, if there is one yet")
+    add("--export", type=Path, metavar="FILE", help="write the trained phi there, too, as safetensors")
     return parser
 
 
@@ -49,6 +54,15 @@ def positive(text: str) -> int:
 
 
 @dataclass
+class Epoch:
+    """How far an epoch has come: the digits that are left, in their order, and sums over those it has seen."""
+
+    order: Tensor
+    loss: float = 0.0
+    hits: float = 0.0
+
+
+@dataclass
 class Run:
     """All that a run changes as it goes; with the settings, all that the rest of it depends on."""
 
@@ -56,7 +70,12 @@ class Run:
     optimizer: AdamW
     schedule: OneCycleLR
     generator: torch.Generator
+    epoch: Epoch
     history: History = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return self.schedule.last_epoch
 
     def state(self) -> checkpoints.State:
         return {
@@ -64,6 +83,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
+            "epoch": vars(self.epoch) | {"order": self.epoch.order.clone()},  # a view would save all of its storage
             "history": self.history,
         }
 
@@ -74,14 +94,22 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
+        self.epoch = Epoch(**state["epoch"])
         self.history = state["history"]
 
 
-def fit(logits: Logits, phi: Phi, digits: Digits, generator: torch.Generator, args: argparse.Namespace) -> History:
+def fit(
+    logits: Logits,
+    phi: Phi,
+    digits: Digits,
+    generator: torch.Generator,
+    args: argparse.Namespace,
+    spec: fh.ParamSpec | None = None,
+) -> History:
     """Trains phi in place: AdamW, a one-cycle rate, gradients clipped to norm 1, one-pixel shifts, smoothed labels.
 
-    Each epoch ends with a checkpoint. A run resumed from one ends, on the CPU and with as many threads, with the very
-    bits of a run that was never interrupted.
+    A checkpoint is saved after each epoch, every `SAVE_EVERY` seconds and on Ctrl-C. A run resumed from one ends, on
+    the CPU and with as many threads, with the very bits of a run that was never interrupted.
 
     Args:
         logits: maps phi and images `(n, 784)` to `(n, 10)`.
@@ -89,6 +117,7 @@ def fit(logits: Logits, phi: Phi, digits: Digits, generator: torch.Generator, ar
         digits: on the device of phi.
         generator: a CPU generator, for the order of the digits and their shifts.
         args: parsed by `options`.
+        spec: of the generated parameters; a checkpoint of another is refused.
 
     Returns:
         An entry for each epoch.
@@ -97,49 +126,67 @@ def fit(logits: Logits, phi: Phi, digits: Digits, generator: torch.Generator, ar
         SystemExit: with a message, where the run cannot go on; the last checkpoint is whole.
     """
     checkpoints.make_writable(args.out)
-    path, settings = args.out / "checkpoint.pt", checkpoints.settings(args, phi)
-    steps = math.ceil(len(digits.train_images) / args.batch_size)
+    path, settings = args.out / "checkpoint.pt", checkpoints.settings(args, phi, spec)
+    total = args.epochs * math.ceil(len(digits.train_images) / args.batch_size)
     optimizer = AdamW(phi.values(), lr=args.lr, weight_decay=args.weight_decay)
-    run = Run(phi, optimizer, OneCycleLR(optimizer, args.lr, total_steps=args.epochs * steps), generator)
+    schedule = OneCycleLR(optimizer, args.lr, total_steps=total)
+    run = Run(phi, optimizer, schedule, generator, Epoch(torch.empty(0, dtype=torch.int64)))
     if args.resume and path.exists():
         run.restore(checkpoints.load(path, settings))
-        print(f"resumed after epoch {len(run.history)} of {args.epochs}")
+        print(f"resumed after step {run.step} of {total}")
     try:
-        with tqdm(total=args.epochs * steps, initial=len(run.history) * steps, unit="step") as bar:
-            for epoch in range(len(run.history) + 1, args.epochs + 1):
-                bar.set_description(f"epoch {epoch}/{args.epochs}")
-                entry = train_epoch(logits, run, digits, args.batch_size, bar)
-                entry["test accuracy"] = accuracy(logits, phi, digits.test_images, digits.test_labels)
-                run.history.append(entry)
-                checkpoints.save(path, {"settings": settings, **run.state()})
+        with tqdm(total=total, initial=run.step, unit="step") as bar, checkpoints.interruption_noted() as interrupted:
+            saved = time.monotonic()
+            while run.step < total:
+                ended = take_step(logits, run, digits, args.batch_size, bar)
+                if ended or interrupted() or time.monotonic() - saved > SAVE_EVERY:
+                    save(path, settings, run)
+                    saved = time.monotonic()
+                if interrupted():
+                    print(f"interrupted after step {run.step}, which is saved; --resume continues from {path}")
+                    raise SystemExit(130)
     except FloatingPointError as error:
         raise SystemExit(f"{error}; stopped before it could reach {path}: try a lower --lr") from error
-    except KeyboardInterrupt:
-        print(f"interrupted; --resume continues after the last whole epoch in {path}")
-        raise SystemExit(130) from None
+    if args.export is not None:
+        checkpoints.export(args.export, phi, spec)
     return run.history
 
 
-def train_epoch(logits: Logits, run: Run, digits: Digits, batch_size: int, bar: tqdm) -> dict[str, float]:
-    """One step for each batch of the shuffled digits; their mean loss and accuracy."""
-    n, seen, total, hits = len(digits.train_images), 0, 0.0, 0.0
-    for chosen in torch.randperm(n, generator=run.generator).to(digits.train_images.device).split(batch_size):
-        images, labels = random_shift(digits.train_images[chosen], run.generator), digits.train_labels[chosen]
-        scores = logits(run.phi, images)
-        loss = F.cross_entropy(scores, labels, label_smoothing=SMOOTHING)
-        run.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(run.phi.values(), 1.0)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()} at step {bar.n + 1}")
-        run.optimizer.step()
-        run.schedule.step()
-        seen += len(chosen)
-        total += loss.item() * len(chosen)
-        hits += (scores.argmax(-1) == labels).sum().item()
-        bar.set_postfix(loss=f"{total / seen:.3f}", accuracy=f"{100 * hits / seen:.1f} %", refresh=False)
-        bar.update()
-    return {"loss": total / n, "train accuracy": hits / n}
+def save(path: Path, settings: checkpoints.State, run: Run) -> None:
+    """Saves the run, if it is worth it."""
+    if broken := [name for name, value in run.phi.items() if not value.isfinite().all()]:
+        raise FloatingPointError(f"{', '.join(broken)} not finite after step {run.step}")
+    checkpoints.save(path, {"settings": settings, **run.state()})
+
+
+def take_step(logits: Logits, run: Run, digits: Digits, batch_size: int, bar: tqdm) -> bool:
+    """One step; whether it was the last of its epoch, whose entry then is in the history."""
+    n, epoch = len(digits.train_images), run.epoch
+    if not len(epoch.order):
+        epoch = run.epoch = Epoch(torch.randperm(n, generator=run.generator))
+    chosen = epoch.order[:batch_size].to(digits.train_images.device)
+    images, labels = random_shift(digits.train_images[chosen], run.generator), digits.train_labels[chosen]
+    scores = logits(run.phi, images)
+    loss = F.cross_entropy(scores, labels, label_smoothing=SMOOTHING)
+    run.optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.phi.values(), 1.0)
+    if not (loss.isfinite() and norm.isfinite()):
+        raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm.item()} at step {run.step + 1}")
+    run.optimizer.step()
+    run.schedule.step()
+    epoch.order = epoch.order[batch_size:]
+    epoch.loss += loss.item() * len(chosen)
+    epoch.hits += (scores.argmax(-1) == labels).sum().item()
+    seen = n - len(epoch.order)
+    bar.set_postfix(loss=f"{epoch.loss / seen:.3f}", accuracy=f"{100 * epoch.hits / seen:.1f} %", refresh=False)
+    bar.update()
+    if len(epoch.order):
+        return False
+    entry = {"loss": epoch.loss / n, "train accuracy": epoch.hits / n}
+    run.history.append(entry | {"test accuracy": accuracy(logits, run.phi, digits.test_images, digits.test_labels)})
+    bar.set_description(f"{len(run.history)} epochs done")
+    return True
 
 
 @torch.no_grad()

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from digit_files import write_digits
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)  # the examples are small; threads only make their times uneven
@@ -26,3 +28,9 @@ def dynamo() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the four MNIST files, of few and random digits."""
+    return write_digits(tmp_path_factory.mktemp("digits"))

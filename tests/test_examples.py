@@ -1,10 +1,11 @@
 """The MNIST examples: what they read, what they write, and that neither a kill nor a mistake costs a run."""
 
+import argparse
 import errno
 import importlib
 import os
+import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -16,33 +17,16 @@ import pytest
 import torch
 import training
 from data import PIXELS, SIDE, load_digits, random_shift
-from torch import Tensor
+from digit_files import TEST, TRAIN
+from torch import Tensor, nn
 
 import functional_hyper as fh
 
 EXAMPLES = ("mnist_full", "mnist_chunked", "mnist_parallel")
 FOLDER = Path(training.__file__).parent
-TRAIN, TEST, BATCH = 48, 16, 16
+BATCH = 16
 STEPS = TRAIN // BATCH
-
-
-def write_idx(path: Path, values: Tensor) -> None:
-    """The IDX format of the original MNIST files: a magic number, the sizes, the bytes."""
-    header = struct.pack(f">{1 + values.dim()}I", 0x800 + values.dim(), *values.shape)
-    path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
-
-
-@pytest.fixture(scope="module")
-def mnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the four MNIST files, of few and random digits."""
-    folder = tmp_path_factory.mktemp("digits")
-    (folder / "MNIST" / "raw").mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    for part, count in (("train", TRAIN), ("t10k", TEST)):
-        images = torch.randint(256, (count, SIDE, SIDE), generator=generator)
-        write_idx(folder / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", images)
-        write_idx(folder / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", torch.arange(count) % 10)
-    return folder
+SAME_THREADS = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # others sum in another order
 
 
 @pytest.fixture
@@ -70,13 +54,14 @@ def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
 
 
 def at_step(number: int, act):
-    """A stand-in for `random_shift` that acts instead in the step of this number, from 1."""
+    """A stand-in for `random_shift` that first acts on the images in the step of this number, from 1."""
     calls = iter(range(1, 10**6))
-    return lambda images, generator: act(images) if next(calls) == number else random_shift(images, generator)
+    return lambda images, generator: random_shift(act(images) if next(calls) == number else images, generator)
 
 
 def interrupt(images: Tensor) -> Tensor:
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+    return images
 
 
 # Data
@@ -161,9 +146,10 @@ def test_a_run_and_its_interruption(
         with pytest.raises(SystemExit) as stopped:
             run(example, argv)
     assert stopped.value.code == 130
-    assert "interrupted; --resume continues" in capsys.readouterr().out
+    assert f"interrupted after step {STEPS + 2}, which is saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run(example, argv)
-    assert "resumed after epoch 1 of 3" in capsys.readouterr().out
+    assert f"resumed after step {STEPS + 2} of {3 * STEPS}" in capsys.readouterr().out
     assert_same_bits(phi_of(tmp_path / "parts"), phi_of(tmp_path / "whole"))
 
 
@@ -172,10 +158,7 @@ def test_a_killed_run_resumes(mnist_dir: Path, tmp_path: Path) -> None:
     """Started as a user starts it: a script, from another folder."""
     argv = lambda name: arguments(mnist_dir, tmp_path / name, "--resume", epochs=8)
     command = [sys.executable, str(FOLDER / "mnist_parallel.py"), *argv("killed")]
-    threads = str(torch.get_num_threads())  # other threads sum in another order
-    child = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": threads}
-    )
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path, env=SAME_THREADS)
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
         assert child.poll() is None
         time.sleep(0.001)
@@ -184,6 +167,28 @@ def test_a_killed_run_resumes(mnist_dir: Path, tmp_path: Path) -> None:
     run("mnist_parallel", argv("killed"))
     run("mnist_parallel", argv("whole"))
     assert_same_bits(phi_of(tmp_path / "killed"), phi_of(tmp_path / "whole"))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_run_killed_at_any_moment_resumes(mnist_dir: Path, tmp_path: Path) -> None:
+    """The script names the moments: within a step, within a save, between the two."""
+    argv = lambda out: arguments(mnist_dir, out, "--resume")
+    script = Path(__file__).with_name("killed_runs.py")
+    environment = SAME_THREADS | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "killed"), *argv(tmp_path)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    run("mnist_parallel", argv(tmp_path / "whole"))
+    folders = sorted((tmp_path / "killed").iterdir())
+    assert len(folders) == 8
+    assert sum((folder / "checkpoint.pt").exists() for folder in folders) == 7, "all but the first step's have one"
+    for folder in folders:
+        run("mnist_parallel", argv(folder))
+        assert_same_bits(phi_of(folder), phi_of(tmp_path / "whole"))
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -216,7 +221,7 @@ def test_a_folder_that_cannot_be_written(
     example: str, mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(training, "train_epoch", lambda *_: pytest.fail("trained before it looked"))
+    monkeypatch.setattr(training, "take_step", lambda *_: pytest.fail("trained before it looked"))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(SystemExit, match=r"cannot write to .*choose another folder with --out"):
             run(example, arguments(mnist_dir, out))
@@ -249,19 +254,69 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.save(path, {"settings": {}, "value": torch.ones(2)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(SystemExit, match=r"cannot save .*a former checkpoint there is whole"):
+            checkpoints.save(path, {"settings": {}, "value": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(checkpoints.load(path, {})["value"], torch.ones(2))
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Whichever byte is flipped, also where zip and pickle would not notice."""
     path = tmp_path / "checkpoint.pt"
     checkpoints.save(path, {"settings": {"lr": 0.1}, "value": torch.arange(100.0)})
     good = path.read_bytes()
-    refused = 0
+    assert torch.equal(checkpoints.load(path, {"lr": 0.1})["value"], torch.arange(100.0))
+    assert torch.equal(torch.load(path, weights_only=True)["value"], torch.arange(100.0)), "an ordinary file of torch"
     for place in range(0, len(good), 7):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        try:
-            assert torch.equal(checkpoints.load(path, {"lr": 0.1})["value"], torch.arange(100.0))
-        except SystemExit as error:
-            assert "is not a whole checkpoint" in str(error)  # noqa: PT017
-            refused += 1
-    assert refused > 50
-    path.write_bytes(good[:-100])
-    with pytest.raises(SystemExit, match="is not a whole checkpoint"):
-        checkpoints.load(path, {"lr": 0.1})
+        with pytest.raises(SystemExit, match="is not a whole checkpoint"):
+            checkpoints.load(path, {"lr": 0.1})
+    for cut in (good[:-100], good[:1], b"", b"some other file"):
+        path.write_bytes(cut)
+        with pytest.raises(SystemExit, match="is not a whole checkpoint"):
+            checkpoints.load(path, {"lr": 0.1})
+
+
+def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
+    """By its fingerprint, with the names that differ; as where the code has changed and the options have not."""
+    args, path = argparse.Namespace(lr=0.1), tmp_path / "checkpoint.pt"
+    specs = [fh.param_spec(nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))) for width in (4, 5)]
+    ours, theirs = (checkpoints.settings(args, {}, spec) for spec in specs)
+    checkpoints.save(path, {"settings": theirs})
+    checkpoints.load(path, theirs)
+    with pytest.raises(SystemExit) as refused:
+        checkpoints.load(path, ours)
+    message = str(refused.value)
+    assert f"fingerprint of the spec: {specs[1].fingerprint} there, {specs[0].fingerprint} now" in message
+    assert "generated 0.weight: [5, 3] there, [4, 3] now" in message
+    assert "1.bias" not in message, "it is the same"
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("hypernet", ["full", "low_rank", "scaled"])
+def test_phi_is_exported_as_safetensors(hypernet: str, mnist_dir: Path, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    file = tmp_path / "phi.safetensors"
+    run("mnist_parallel", arguments(mnist_dir, tmp_path, "--export", str(file), "--hypernet", hypernet, epochs=1))
+    with safetensors.safe_open(file, "pt") as opened:
+        exported = {name: opened.get_tensor(name) for name in phi_of(tmp_path)}
+        fingerprint = opened.metadata()["fingerprint"]
+    assert_same_bits(exported, phi_of(tmp_path))
+    classifier = nn.Sequential(nn.Linear(PIXELS, 32), nn.ReLU(), nn.Linear(32, 10))
+    assert fingerprint == fh.param_spec(classifier).fingerprint
+
+
+def test_an_export_takes_views(tmp_path: Path) -> None:
+    loading = pytest.importorskip("safetensors.torch")
+    whole = torch.arange(12.0).view(3, 4)
+    phi = {"rows": whole[1:].requires_grad_(), "column": whole[:, 1], "transposed": whole.mT}
+    checkpoints.export(tmp_path / "phi", phi)
+    assert_same_bits(loading.load_file(tmp_path / "phi"), {name: phi[name] for name in sorted(phi)})
