@@ -67,7 +67,13 @@ def make_writable(folder: Path) -> None:
 
 
 def save(path: Path, state: State) -> None:
-    """Writes the state so that at any moment the path holds one whole checkpoint, the former or this one."""
+    """Writes the state so that at any moment the path holds one whole checkpoint, the former or this one.
+
+    Raises:
+        SystemExit: with a message, where the state's "phi" is not finite, or cannot be written.
+    """
+    if broken := [name for name, value in state.get("phi", {}).items() if not value.isfinite().all()]:
+        raise SystemExit(f"{', '.join(broken)}: not finite, and not saved; a former checkpoint in {path} is whole")
     unfinished = path.with_suffix(".unfinished")  # in the same folder: only within a file system is a rename atomic
     try:
         write(unfinished, sealed(state))

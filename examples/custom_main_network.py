@@ -226,7 +226,7 @@ def work(name: str, args: argparse.Namespace) -> dict[str, float]:
     if part.steps:  # a checkpoint knows its own part's settings only, so that parts may be resumed one by one
         own = vars(args) | {"example": "custom_main_network", "part": name, "steps": args.steps or part.steps}
         loss = part.losing(args.path, phi)
-        fit(name, phi, lambda generator: loss(part.draw(generator)), argparse.Namespace(**own), part.lr, minutes=0)
+        fit(name, phi, lambda g: loss(part.draw(g)), argparse.Namespace(**own), part.lr, 0, model.hyper.spec)
     with torch.no_grad():
         return part.report(model, phi, args.out)
 

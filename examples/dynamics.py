@@ -54,20 +54,33 @@ def simulate(rhs: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, ste
     return y.to(y0.dtype)  # type: ignore[union-attr]
 
 
-def fit(name: str, phi: Phi, loss: Loss, args: argparse.Namespace, lr: float, minutes: float) -> History:
+def fit(
+    name: str,
+    phi: Phi,
+    loss: Loss,
+    args: argparse.Namespace,
+    lr: float,
+    minutes: float,
+    spec: fh.ParamSpec | None = None,
+) -> History:
     """Trains `phi` in place: Adam, a cosine learning rate, gradients clipped to norm 1.
 
-    Progress runs from 0 to 1 with the clock, or with the steps where --steps counts them. Resumed from a checkpoint, a
-    run of --steps on the CPU ends in the very same bits as one that was never interrupted.
+    Progress runs from 0 to 1 with the clock, or with the steps where --steps counts them. A checkpoint is saved every
+    `SAVE_EVERY` seconds, at the end and on Ctrl-C; one of another `spec` is refused. Resumed from it, a run of --steps
+    on the CPU ends in the very same bits as one that was never interrupted.
 
     Returns:
         The mean loss of every twentieth of the training.
+
+    Raises:
+        SystemExit: with a message, where the run cannot go on; the last checkpoint is whole.
     """
     path, generator = args.out / f"{name}.pt", torch.Generator().manual_seed(args.seed)
+    settings = checkpoints.settings(args, phi, spec)
     optimizer = torch.optim.Adam(phi.values(), lr=lr, betas=(0.9, 0.99))
     step, elapsed, history, losses = 0, 0.0, [], []
     if args.resume and path.exists():
-        state = checkpoints.load(path, checkpoints.settings(args, phi))
+        state = checkpoints.load(path, settings)
         with torch.no_grad():
             for key, value in phi.items():
                 value.copy_(state["phi"][key])
@@ -77,19 +90,25 @@ def fit(name: str, phi: Phi, loss: Loss, args: argparse.Namespace, lr: float, mi
         print(f"resumed {name} from {path} after step {step}")
 
     def save() -> None:
-        state = {"settings": checkpoints.settings(args, phi), "phi": {k: v.detach().cpu() for k, v in phi.items()}}
+        state = {"settings": settings, "phi": {k: v.detach().cpu() for k, v in phi.items()}}
         state |= {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
         checkpoints.save(path, state | {"step": step, "elapsed": elapsed, "history": history, "losses": losses})
 
     saved = started = time.monotonic() - elapsed
-    with tqdm(total=args.steps or None, initial=step, desc=name, unit="step") as bar:
+    with (
+        tqdm(total=args.steps or None, initial=step, desc=name, unit="step") as bar,
+        checkpoints.interruption_noted() as interrupted,
+    ):
         while (progress := step / args.steps if args.steps else elapsed / (60 * minutes)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * progress))
             optimizer.zero_grad(set_to_none=True)
             value = loss(generator)
             value.backward()
-            torch.nn.utils.clip_grad_norm_(phi.values(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(phi.values(), 1.0)
+            if not (value.isfinite() and norm.isfinite()):
+                found = f"loss {value.item()}, gradient norm {norm.item()} at step {step + 1} of {name}"
+                raise SystemExit(f"{found}; stopped before it could reach {path}")
             optimizer.step()
             step, elapsed = step + 1, time.monotonic() - started
             losses.append(value.item())
@@ -102,5 +121,9 @@ def fit(name: str, phi: Phi, loss: Loss, args: argparse.Namespace, lr: float, mi
             if time.monotonic() - saved > SAVE_EVERY:
                 save()
                 saved = time.monotonic()
+            if interrupted():
+                save()
+                print(f"interrupted after step {step}, which is saved; --resume continues from {path}")
+                raise SystemExit(130)
     save()
     return history

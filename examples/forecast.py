@@ -127,7 +127,7 @@ def train(arm: Arm, phi: Phi, u: Tensor, y: Tensor, args: argparse.Namespace) ->
         want = torch.stack([y[starts + k][:, rows] for k in range(SEGMENT + 1)]).transpose(1, 2)
         return ((got - want)[1:] / scale).square().mean()
 
-    fit(arm.name, phi, loss, args, lr=3e-3, minutes=args.minutes)
+    fit(arm.name, phi, loss, args, lr=3e-3, minutes=args.minutes, spec=arm.hyper.spec)
 
 
 def errors(arm: Arm, phi: Phi, u: Tensor, y: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def train(model: Model, phi: Phi, y: Tensor, args: argparse.Namespace) -> None:
         got = model(model.by_id.weights(phi, ids), target[0], times[: SEGMENT + 1], training=True)
         return (got - target)[1:].square().mean()
 
-    fit("lotka_volterra", phi, loss, args, lr=3e-3, minutes=args.minutes)
+    fit("lotka_volterra", phi, loss, args, lr=3e-3, minutes=args.minutes, spec=model.by_context.spec)
 
 
 def adapt(model: Model, phi: Phi, y: Tensor, rounds: int) -> Tensor:

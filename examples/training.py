@@ -140,7 +140,7 @@ def fit(
             while run.step < total:
                 ended = take_step(logits, run, digits, args.batch_size, bar)
                 if ended or interrupted() or time.monotonic() - saved > SAVE_EVERY:
-                    save(path, settings, run)
+                    checkpoints.save(path, {"settings": settings, **run.state()})
                     saved = time.monotonic()
                 if interrupted():
                     print(f"interrupted after step {run.step}, which is saved; --resume continues from {path}")
@@ -150,13 +150,6 @@ def fit(
     if args.export is not None:
         checkpoints.export(args.export, phi, spec)
     return run.history
-
-
-def save(path: Path, settings: checkpoints.State, run: Run) -> None:
-    """Saves the run, if it is worth it."""
-    if broken := [name for name, value in run.phi.items() if not value.isfinite().all()]:
-        raise FloatingPointError(f"{', '.join(broken)} not finite after step {run.step}")
-    checkpoints.save(path, {"settings": settings, **run.state()})
 
 
 def take_step(logits: Logits, run: Run, digits: Digits, batch_size: int, bar: tqdm) -> bool:

@@ -240,6 +240,14 @@ def test_nan_stops_before_it_is_saved(mnist_dir: Path, tmp_path: Path, monkeypat
     run("mnist_parallel", argv)
 
 
+def test_phi_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.save(path, {"settings": {}, "phi": {"a": torch.ones(2)}})
+    with pytest.raises(SystemExit, match=r"^b: not finite"):
+        checkpoints.save(path, {"settings": {}, "phi": {"a": torch.ones(2), "b": torch.tensor([0, torch.inf])}})
+    assert torch.equal(checkpoints.load(path, {})["phi"]["a"], torch.ones(2))
+
+
 def test_a_full_disk_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoints.save(path, {"settings": {}, "value": torch.ones(2)})

@@ -1,5 +1,7 @@
 """The neural-ODE examples run, resume to the same bits, and refuse what does not belong to them."""
 
+import signal
+
 import dynamics
 import forecast
 import lotka_volterra
@@ -40,6 +42,43 @@ def test_a_resumed_run_ends_in_the_same_bits(example, name, options, tmp_path, m
     assert all(torch.equal(first[key], second[key]) for key in first)
     with pytest.raises(SystemExit, match="seed"):
         run("killed", "--resume", "--seed", "1")
+
+
+def after_step(number: int, act, monkeypatch):
+    """Acts on the parameters right after the optimiser's step of this number, from 1; every step is saved."""
+    calls, step = iter(range(1, 10**6)), torch.optim.Adam.step
+
+    def acting(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        if next(calls) == number:
+            act(self.param_groups[0]["params"])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", acting)
+    monkeypatch.setattr(dynamics, "SAVE_EVERY", 0.0)  # seconds
+
+
+def test_faults_leave_a_checkpoint_to_resume_from(tmp_path, monkeypatch):
+    """Ctrl-C saves the step it comes in; a step that ends in NaN, in phi or in the next loss, is not saved."""
+    argv = ["--steps", "4", "--no-compile", "--out", str(tmp_path)]
+    path = tmp_path / "lotka_volterra.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(dynamics, "SAVE_EVERY", 1e9)
+        after_step(2, lambda _: signal.raise_signal(signal.SIGINT), patch)
+        with pytest.raises(SystemExit) as stopped:
+            lotka_volterra.main(argv)
+    assert stopped.value.code == 130
+    assert torch.load(path, weights_only=True)["step"] == 2
+    with monkeypatch.context() as patch:
+        after_step(2, lambda phi: phi[0].data.fill_(torch.nan), patch)
+        with pytest.raises(SystemExit, match="not finite, and not saved"):
+            lotka_volterra.main([*argv, "--resume"])
+    assert torch.load(path, weights_only=True)["step"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(lotka_volterra, "segments", lambda *args, cut=lotka_volterra.segments: cut(*args) * torch.nan)
+        with pytest.raises(SystemExit, match=r"loss nan.* at step 4 of lotka_volterra; stopped before"):
+            lotka_volterra.main([*argv, "--resume"])
+    assert torch.load(path, weights_only=True)["step"] == 3
+    lotka_volterra.main([*argv, "--resume"])
 
 
 @pytest.mark.parametrize("gradient", ["direct", "adjoint"])
