@@ -9,8 +9,9 @@ import argparse
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,80 @@ def processes(kind: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+@dataclass
+class Run:
+    """What a run consists of, in this process."""
+
+    core: Any  # what as_module returned
+    module: nn.Module  # the core as DDP or FSDP wrap it
+    optimizer: AdamW
+    generator: torch.Generator  # in the same state everywhere
+    progress: dict[str, Tensor]
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as tensors; the settings hold the optimiser's options."""
+        self.progress["generator"] = self.generator.get_state()
+        phi, optimal = get_state_dict(self.module, self.optimizer, options=GENERATED)
+        return {"phi": phi, "optimizer": optimal["state"], "progress": self.progress}
+
+    def restore(self, folder: Path) -> None:
+        """Reads a step folder, each process its share."""
+        state = self.state()
+        step_folders.read(folder, state)
+        groups = get_state_dict(self.module, self.optimizer, options=GENERATED)[1]["param_groups"]
+        optimal: Any = {"state": state["optimizer"], "param_groups": groups}
+        set_state_dict(
+            self.module,
+            self.optimizer,
+            model_state_dict=state["phi"],
+            optim_state_dict=optimal,
+            options=GENERATED,
+        )
+        self.generator.set_state(self.progress["generator"])
+
+
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """All of a run."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     if rank == 0:
         checkpoints.make_writable(args.out)
+    digits = load_digits(args.data, args.data_dir, args.validation).to(device)
+    steps = len(digits.train_images) // args.batch_size  # of an epoch; what is left over waits for the next order
+    total = args.epochs * steps
+    run = make(args, device, total, len(digits.train_images))
+    spec = run.core.model.hyper.spec
+    settings = checkpoints.settings(args, run.core.phi_dict(), spec)
+    if args.resume and (folder := step_folders.latest(args.out, settings)) is not None:
+        run.restore(folder)
+        say(f"resumed after step {int(run.progress['step'])} of {total}, from {folder}")
+    start = int(run.progress["step"])
+    with (
+        tqdm(total=total, initial=start, unit="step", disable=rank != 0) as bar,
+        checkpoints.interruption_noted() as interrupted,
+    ):
+        for step in range(start, total):
+            loss, stop = take_step(run, digits, args, step % steps, step / total, interrupted)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            if (step + 1) % args.save_every == 0 or step + 1 == total or stop:
+                save(run, args.out, settings)
+            if stop:
+                say(f"interrupted after step {step + 1}, which is saved; --resume continues from there")
+                raise SystemExit(130)
+
+    accuracy, phi = tested(run.module, digits), run.core.phi_dict()
+    say(f"{'validation' if args.validation else 'test'} accuracy: {100 * accuracy:.1f} %")
+    if args.export is not None and rank == 0:
+        checkpoints.export(args.export, phi, spec)
+    return {"losses": run.progress["losses"].tolist(), "accuracy": accuracy, "phi": phi}
+
+
+def make(args: argparse.Namespace, device: torch.device, total: int, count: int) -> Run:
+    """A run of so many steps, on so many digits, at its start: the same in every process."""
     classifier = nn.Sequential(nn.Linear(PIXELS, 32), nn.ReLU(), nn.Linear(32, CLASSES)).requires_grad_(False)
-    spec = fh.param_spec(classifier)
-    hyper = fh.full(spec, in_features=PIXELS, hidden=args.hidden)
+    hyper = fh.full(fh.param_spec(classifier), in_features=PIXELS, hidden=args.hidden)
     generator = torch.Generator().manual_seed(args.seed)
-    phi = hyper.init(generator, device=device)
-    module: Any = fh.as_module(fh.compose(hyper, classifier), phi)
+    module: Any = fh.as_module(fh.compose(hyper, classifier), hyper.init(generator, device=device)).to(device)
     core = module
     if args.parallel == "ddp":
         module = DistributedDataParallel(module)
@@ -85,78 +149,47 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         warnings.filterwarnings("ignore", ".*returned a view tensor")  # which nothing here writes into
         fully_shard(module, ignored_params=set(classifier.parameters()))
     optimizer = AdamW(core.phi.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-
-    digits = load_digits(args.data, args.data_dir, args.validation).to(device)
-    steps = len(digits.train_images) // args.batch_size  # of an epoch; what is left over waits for the next order
-    total = args.epochs * steps
-    run = {
+    progress = {
         "step": torch.zeros((), dtype=torch.int64),
         "losses": torch.zeros(total, dtype=torch.float64),
-        "order": torch.zeros(len(digits.train_images), dtype=torch.int64),
-        "generator": generator.get_state(),
+        "order": torch.zeros(count, dtype=torch.int64),  # of the digits in this epoch
     }
-    settings = checkpoints.settings(args, phi, spec)
-    if args.resume and (folder := step_folders.latest(args.out, settings)) is not None:
-        restore(folder, module, optimizer, run)
-        generator.set_state(run["generator"])
-        say(f"resumed after step {int(run['step'])} of {total}, from {folder}")
-
-    with (
-        tqdm(total=total, initial=int(run["step"]), unit="step", disable=rank != 0) as bar,
-        checkpoints.interruption_noted() as interrupted,
-    ):
-        for step in range(int(run["step"]), total):
-            if step % steps == 0:
-                run["order"] = torch.randperm(len(digits.train_images), generator=generator)
-            chosen = run["order"].split(args.batch_size)[step % steps].to(device)
-            # Every process draws the shifts of the whole batch, and takes its rows.
-            images = random_shift(digits.train_images[chosen], generator)[rank::world]
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * step / total))
-            optimizer.zero_grad()
-            loss = F.cross_entropy(
-                module(images, images), digits.train_labels[chosen][rank::world], label_smoothing=SMOOTHING
-            )
-            loss.backward()  # averages the gradients of all processes
-            norm = whole(torch.nn.utils.clip_grad_norm_(core.phi.parameters(), 1.0))
-            mean, stop = averaged(loss.detach(), torch.tensor(float(interrupted()), device=device))
-            if not (mean.isfinite() and norm.isfinite()):
-                raise SystemExit(f"loss {mean.item()}, gradient norm {norm.item()} at step {step + 1}; stopped unsaved")
-            optimizer.step()
-            run["losses"][step] = mean.item()
-            run["step"] += 1
-            bar.set_postfix(loss=f"{mean.item():.3f}", refresh=False)
-            bar.update()
-            if (step + 1) % args.save_every == 0 or step + 1 == total or stop:
-                if not whole(torch.nn.utils.get_total_norm(list(core.phi.parameters()))).isfinite():
-                    raise SystemExit(f"phi not finite after step {step + 1}; stopped unsaved: try a lower --lr")
-                run["generator"] = generator.get_state()
-                step_folders.save(args.out, step + 1, state_of(module, optimizer, run), settings)
-            if stop:  # in one process is in all of them
-                say(f"interrupted after step {step + 1}, which is saved; --resume continues from there")
-                raise SystemExit(130)
-
-    accuracy = tested(module, digits)
-    say(f"{'validation' if args.validation else 'test'} accuracy: {100 * accuracy:.1f} %")
-    found = core.phi_dict()
-    if args.export is not None and rank == 0:
-        checkpoints.export(args.export, found, spec)
-    return {"losses": run["losses"].tolist(), "accuracy": accuracy, "phi": found}
+    return Run(core, module, optimizer, generator, progress)
 
 
-def state_of(module: nn.Module, optimizer: AdamW, run: dict[str, Tensor]) -> dict[str, Any]:
-    """All that a run depends on, as tensors, each with this process's share; the settings hold the options."""
-    phi, optimal = get_state_dict(module, optimizer, options=GENERATED)
-    return {"phi": phi, "optimizer": optimal["state"], "run": run}
+def take_step(
+    run: Run, digits: Digits, args: argparse.Namespace, batch: int, done: float, interrupted: Callable[[], bool]
+) -> tuple[float, bool]:
+    """One step on a batch of the epoch; its loss over all processes, and whether any of them is to stop."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if batch == 0:
+        run.progress["order"] = torch.randperm(len(digits.train_images), generator=run.generator)
+    chosen = run.progress["order"].split(args.batch_size)[batch].to(digits.train_images.device)
+    # Every process draws the shifts of the whole batch, and takes its rows.
+    images = random_shift(digits.train_images[chosen], run.generator)[rank::world]
+    for group in run.optimizer.param_groups:
+        group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * done))
+    run.optimizer.zero_grad()
+    scores = run.module(images, images)
+    loss = F.cross_entropy(scores, digits.train_labels[chosen][rank::world], label_smoothing=SMOOTHING)
+    loss.backward()  # averages the gradients of all processes
+    norm = whole(torch.nn.utils.clip_grad_norm_(run.core.phi.parameters(), 1.0))
+    mean, stops = averaged(loss.detach(), torch.tensor(float(interrupted()), device=loss.device))
+    step = int(run.progress["step"])
+    if not (mean.isfinite() and norm.isfinite()):
+        raise SystemExit(f"loss {mean.item()}, gradient norm {norm.item()} at step {step + 1}; stopped unsaved")
+    run.optimizer.step()
+    run.progress["losses"][step] = mean.item()
+    run.progress["step"] += 1
+    return mean.item(), bool(stops)
 
 
-def restore(folder: Path, module: nn.Module, optimizer: AdamW, run: dict[str, Tensor]) -> None:
-    """Reads a step folder into the module, the optimiser and the run; each process its share."""
-    state = state_of(module, optimizer, run)
-    step_folders.read(folder, state)
-    groups = get_state_dict(module, optimizer, options=GENERATED)[1]["param_groups"]
-    optimal: Any = {"state": state["optimizer"], "param_groups": groups}
-    set_state_dict(module, optimizer, model_state_dict=state["phi"], optim_state_dict=optimal, options=GENERATED)
+def save(run: Run, out: Path, settings: checkpoints.State) -> None:
+    """Saves the run, if it is worth it."""
+    step = int(run.progress["step"])
+    if not whole(torch.nn.utils.get_total_norm(list(run.core.phi.parameters()))).isfinite():
+        raise SystemExit(f"phi is not finite after step {step}; stopped unsaved: try a lower --lr")
+    step_folders.save(out, step, run.state(), settings)
 
 
 @torch.no_grad()

@@ -61,7 +61,12 @@ class HyperModule(nn.Module):
         self.register_load_state_dict_pre_hook(_flatten)
 
     def forward(self, cond: Cond, x: Inputs, index: Tensor | None = None) -> Any:
-        phi: Phi = {name: self.phi.get_parameter(name).view(shape) for name, shape in self.shapes.items()}
+        phi: Phi = {}
+        for name, shape in self.shapes.items():
+            value = self.phi.get_parameter(name)
+            if hasattr(value, "full_tensor"):
+                raise bad("module(...)", "whole parameters", f"a share of phi.{name}", "fully_shard the module itself")
+            phi[name] = value.view(shape)
         return self.model(phi, cond, x, index)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import pytest
 import step_folders
 import torch
 from distributed_runs import KILLED_IN
+from torch.distributed.fsdp import fully_shard
 
 import functional_hyper as fh
 
@@ -88,6 +89,13 @@ def test_a_run_resumes_after_a_process_was_killed(together: Path, mnist_dir: Pat
     tensors = [name for name in ours["sha256"] if name.endswith(".distcp")]
     assert len(tensors) == 2
     assert {n: ours["sha256"][n] for n in tensors} == {n: theirs["sha256"][n] for n in tensors}
+
+
+def test_a_step_communicates_phi_twice(together: Path):
+    """As the README counts: FSDP2 gathers phi once and scatters its gradient once, DDP reduces its gradient once."""
+    found = torch.load(together / "collectives.pt", weights_only=True)
+    assert found["fsdp"] == {"c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1}
+    assert found["ddp"] == {"c10d::allreduce_": 1}
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -174,6 +182,17 @@ def test_damaged_and_foreign_folders_are_refused(together: Path, mnist_dir: Path
 
 
 # The module's layout
+
+
+def test_a_part_that_is_sharded_alone_is_refused():
+    """Nothing would gather it: FSDP2 does where the sharded module itself is called."""
+    main = torch.nn.Linear(3, 2)
+    hyper = fh.full(fh.param_spec(main), 4)
+    module = fh.as_module(fh.compose(hyper, main), hyper.init())
+    with distributed_mnist.processes("cpu"):
+        fully_shard(module.phi)
+        with pytest.raises(fh.HyperError, match=r"a share of phi\.trunk.*fully_shard the module itself"):
+            module(torch.zeros(5, 4), torch.zeros(5, 3))
 
 
 def test_every_parameter_is_a_vector_that_shards_evenly():
