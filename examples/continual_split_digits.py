@@ -89,18 +89,19 @@ class Learner:
     logits: Callable[[Phi, int, Tensor], Tensor]  # (phi, task, images (n, 784)) -> (n, 2)
     generator: torch.Generator
     accuracies: list[list[float]] = field(default_factory=list)  # after each task, of the tasks so far
+    partial: checkpoints.State | None = None  # of a task in which it was interrupted, what `learn` continues from
 
     def save(self, path: Path, settings: checkpoints.State) -> None:
         phi = {name: value.detach().cpu() for name, value in self.phi.items()}
-        state = {"phi": phi, "generator": self.generator.get_state(), "accuracies": self.accuracies}
-        checkpoints.save(path, {"settings": settings, **state})
+        state = {"generator": self.generator.get_state(), "accuracies": self.accuracies, "partial": self.partial}
+        checkpoints.save(path, {"settings": settings, "phi": phi, **state})
 
     def restore(self, state: checkpoints.State) -> None:
         with torch.no_grad():
             for name, value in self.phi.items():
                 value.copy_(state["phi"][name])
         self.generator.set_state(state["generator"])
-        self.accuracies = state["accuracies"]
+        self.accuracies, self.partial = state["accuracies"], state["partial"]
 
 
 def make(method: str, args: argparse.Namespace) -> Learner:
@@ -131,43 +132,63 @@ def of_task(images: Tensor, labels: Tensor, task: int) -> tuple[Tensor, Tensor]:
     return images[chosen], labels[chosen] - first
 
 
-def learn(learner: Learner, task: int, digits: Digits, args: argparse.Namespace, bar: tqdm) -> None:
-    """Trains on the digits of one task."""
+def learn(
+    learner: Learner, task: int, digits: Digits, args: argparse.Namespace, bar: tqdm, interrupted: Callable = bool
+) -> None:
+    """Trains on the digits of one task, or until it is interrupted, which leaves `learner.partial`."""
     hyper, phi, generator = learner.hyper, learner.phi, learner.generator
     images, labels = of_task(digits.train_images, digits.train_labels, task)
     # Anew for each task, as old momentum would move the earlier embeddings on; fused, as it is most of a step else.
     optimizer = torch.optim.Adam(phi.values(), lr=args.lr, fused=True)
-    earlier, targets, loss = torch.arange(task, device=args.device), None, torch.zeros(())
-    if learner.method == "regularised" and task > 0:
+    earlier, order, epochs, thetas = torch.arange(task, device=args.device), torch.empty(0), args.epochs, None
+    if learner.partial is not None:
+        optimizer.load_state_dict(learner.partial["optimizer"])
+        order, epochs, thetas = (learner.partial[name] for name in ("order", "epochs", "thetas"))
+        learner.partial = None
+    elif learner.method == "regularised" and task > 0:
         with torch.no_grad():
-            targets = earlier, hyper.apply(phi, earlier)
-    for _ in range(args.epochs):
-        for chosen in torch.randperm(len(images), generator=generator).to(args.device).split(args.batch_size):
-            loss = F.cross_entropy(learner.logits(phi, task, images[chosen]), labels[chosen])
-            if targets is not None:
-                loss = loss + args.beta * fh.output_regularizer(hyper, phi, targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            bar.update()
-        if not all(value.isfinite().all() for value in phi.values()):
-            raise FloatingPointError(f"{learner.method}: weights that are not finite in task {NAMES[task]}")
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+            thetas = hyper.apply(phi, earlier)
+    while epochs or len(order):
+        if not len(order):
+            order, epochs = torch.randperm(len(images), generator=generator), epochs - 1
+        chosen, order = order[: args.batch_size].to(args.device), order[args.batch_size :]
+        loss = F.cross_entropy(learner.logits(phi, task, images[chosen]), labels[chosen])
+        if thetas is not None:
+            loss = loss + args.beta * fh.output_regularizer(hyper, phi, (earlier, thetas.to(args.device)))
+        if not loss.isfinite():
+            raise SystemExit(f"{learner.method}: loss {loss.item()} at step {bar.n + 1}; stopped unsaved: lower --lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if interrupted():
+            left = {"order": order.clone(), "epochs": epochs, "thetas": None if thetas is None else thetas.cpu()}
+            learner.partial = {"optimizer": optimizer.state_dict(), **left}
+            return
 
 
 def run(learner: Learner, digits: Digits, args: argparse.Namespace, path: Path, settings: checkpoints.State) -> None:
-    """Learns the tasks that are left, each with a test of all so far and a checkpoint at its end."""
+    """Learns the tasks that are left, each with a test of all so far and a checkpoint at its end, or on Ctrl-C."""
     sizes = [len(of_task(digits.train_images, digits.train_labels, task)[0]) for task in range(len(TASKS))]
     steps = [args.epochs * math.ceil(size / args.batch_size) for size in sizes]
-    done = len(learner.accuracies)
-    if done:
+    done, initial = len(learner.accuracies), sum(steps[: len(learner.accuracies)])
+    if part := learner.partial:
+        print(f"resumed {learner.method} in task {NAMES[done]}")
+        initial += steps[done] * (args.epochs - part["epochs"]) // args.epochs
+        initial -= math.ceil(len(part["order"]) / args.batch_size)
+    elif done:
         print(f"resumed {learner.method} after task {NAMES[done - 1]}")
-    with tqdm(total=sum(steps), initial=sum(steps[:done]), unit="step") as bar:
+    with tqdm(total=sum(steps), initial=initial, unit="step") as bar, checkpoints.interruption_noted() as interrupted:
         for task in range(done, len(TASKS)):
             bar.set_description(f"{learner.method}, {NAMES[task]}")
-            learn(learner, task, digits, args, bar)
-            learner.accuracies.append([test(learner, digits, earlier) for earlier in range(task + 1)])
+            learn(learner, task, digits, args, bar, interrupted)
+            if learner.partial is None:
+                learner.accuracies.append([test(learner, digits, earlier) for earlier in range(task + 1)])
             learner.save(path, settings)
+            if interrupted():
+                print(f"interrupted after step {bar.n} of {learner.method}, which is saved; --resume continues")
+                raise SystemExit(130)
 
 
 def test(learner: Learner, digits: Digits, task: int) -> float:
@@ -214,18 +235,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     runs = []
     for learner in learners:  # all of them before any is trained: what cannot be resumed is found out now
         path = args.out / f"{learner.method}.pt"
-        settings = checkpoints.settings(args, learner.phi) | {"method": learner.method}
+        settings = checkpoints.settings(args, learner.phi, learner.hyper.spec) | {"method": learner.method}
         if args.resume and path.exists():
             learner.restore(checkpoints.load(path, settings))
         runs.append((learner, digits, args, path, settings))
-    try:
-        for one in runs:
-            run(*one)
-    except FloatingPointError as error:
-        raise SystemExit(f"{error}; the task before is saved in {args.out}: try a lower --lr") from error
-    except KeyboardInterrupt:
-        print(f"interrupted; --resume continues after the last whole task in {args.out}")
-        raise SystemExit(130) from None
+    for one in runs:
+        run(*one)
     means = report(learners, "validation" if args.validation else "test")
     draw(learners, args.out / "continual_split_digits.png")
     return means

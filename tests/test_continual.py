@@ -1,5 +1,6 @@
 """The continual-learning example: what it measures, that it resumes to the same bits, and that mistakes come first."""
 
+import signal
 from pathlib import Path
 
 import continual_split_digits as example
@@ -72,23 +73,26 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     printed = capsys.readouterr().out
     assert f"{100 * means['regularised']:8.1f}" in next(x for x in printed.splitlines() if x.startswith("regularised"))
 
-    step, count = torch.optim.Adam.step, iter(range(10**6))
+    # The second run has what the first left of the first method, and as much as that had done of the second.
+    step, half = torch.optim.Adam.step, 2 * STEPS + 4  # of a method: within its third task
+    for method, number in ("regularised", half), ("unregularised", 5 * STEPS):
+        count = iter(range(1, 10**6))
 
-    def interrupted(self, *args, **kwargs):
-        if next(count) == 7 * STEPS + 3:  # in the third task of the second method
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
+        def interrupted(self, *args, count=count, number=number, **kwargs):
+            if next(count) == number:
+                signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+            return step(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", interrupted)
-        with pytest.raises(SystemExit) as stopped:
-            run(tmp_path / "parts", *options)
-    assert stopped.value.code == 130
-    assert "interrupted; --resume continues" in capsys.readouterr().out
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", interrupted)
+            with pytest.raises(SystemExit) as stopped:
+                run(tmp_path / "parts", *options)
+        assert stopped.value.code == 130
+        assert f"interrupted after step {half} of {method}, which is saved" in capsys.readouterr().out
     assert run(tmp_path / "parts", *options) == means
     printed = capsys.readouterr().out
     assert "resumed regularised after task 8/9" in printed
-    assert "resumed unregularised after task 2/3" in printed
+    assert "resumed unregularised in task 4/5" in printed
     for method in example.METHODS:
         ours, theirs = (state(tmp_path / folder, method) for folder in ("parts", "whole"))
         assert ours["accuracies"] == theirs["accuracies"]
@@ -158,7 +162,7 @@ def test_nan_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     nan = few_digits()
     nan.train_images[nan.train_labels >= 4] = torch.nan  # from the third task on
     monkeypatch.setattr(example, "load_digits", lambda *_: nan)
-    with pytest.raises(SystemExit, match=r"regularised: weights that are not finite in task 4/5; .*lower --lr"):
+    with pytest.raises(SystemExit, match=rf"regularised: loss nan at step {2 * STEPS + 1}; .*lower --lr"):
         run(tmp_path)
     saved = state(tmp_path, "regularised")
     assert len(saved["accuracies"]) == 2
