@@ -130,7 +130,6 @@ class Known:
     slow: str = ""
 
 
-FLASH, WEIGHT_NORM = "_scaled_dot_product_flash_attention_for_cpu", "_weight_norm"
 IMAGE = ((N, 3, 32, 32),)
 SEQUENCE = ((N, 3, 4),)
 SOME_OF_RESNET = ("conv1.weight", "bn1.*", "layer1.0.conv1.weight", "layer2.0.downsample.*", "layer4.1.bn2.*", "fc.*")
@@ -170,8 +169,8 @@ def known_of_vision() -> dict[str, Known]:
             lambda: models.squeezenet1_1(num_classes=3).eval(), IMAGE, SOME_OF_SQUEEZENET, ("classifier.1.*",)
         ),
         "vgg11, eval": Known(vgg11_narrow, IMAGE, None, ("features.0.*", "classifier.*")),
-        "vision transformer": Known(vision_transformer, ((N, 3, 16, 16),), slow=FLASH),
-        "vision transformer, eval": Known(lambda: vision_transformer().eval(), ((N, 3, 16, 16),), slow=FLASH),
+        "vision transformer": Known(vision_transformer, ((N, 3, 16, 16),)),
+        "vision transformer, eval": Known(lambda: vision_transformer().eval(), ((N, 3, 16, 16),)),
         "torchvision mlp": Known(
             lambda: torchvision.ops.MLP(5, [6, 4], norm_layer=nn.LayerNorm, inplace=True), ((N, 5),)
         ),
@@ -186,7 +185,7 @@ def encoder_layers() -> dict[str, Known]:
     return {
         f"encoder layer, norm {'first' if norm_first else 'last'}, {'batch' if batch_first else 'sequence'} first, "
         f"{'train' if training else 'eval'}": Known(
-            partial(make, training, norm_first=norm_first, batch_first=batch_first), SEQUENCE, slow=FLASH
+            partial(make, training, norm_first=norm_first, batch_first=batch_first), SEQUENCE
         )
         for norm_first in (False, True)
         for batch_first in (False, True)
@@ -209,9 +208,9 @@ def stacks() -> dict[str, Known]:
 
     return {
         "encoder, padded, eval": Known(padded, SEQUENCE),
-        "encoder, padded, eval, mask unchecked": Known(partial(padded, mask_check=False), SEQUENCE, slow=FLASH),
-        "encoder, padded, eval, never nested": Known(partial(padded, enable_nested_tensor=False), SEQUENCE, slow=FLASH),
-        "transformer, causal": Known(causal, SEQUENCE * 2, slow=FLASH),
+        "encoder, padded, eval, mask unchecked": Known(partial(padded, mask_check=False), SEQUENCE),
+        "encoder, padded, eval, never nested": Known(partial(padded, enable_nested_tensor=False), SEQUENCE),
+        "transformer, causal": Known(causal, SEQUENCE * 2),
     }
 
 
@@ -239,7 +238,7 @@ def others() -> dict[str, Known]:
         "siren": Known(lambda: Siren(2, 8, 8, 1), ((N, 2),)),
         "attention": Known(lambda: attend(MHA()), three),
         "attention, batch first, no weights": Known(
-            lambda: attend(MHA(batch_first=True), need_weights=False), three, slow=FLASH
+            lambda: attend(MHA(batch_first=True), need_weights=False), three
         ),
         "attention, causal": Known(lambda: attend(MHA(batch_first=True), attn_mask=CAUSAL), three),
         "attention, padded": Known(lambda: attend(MHA(batch_first=True), key_padding_mask=PADDED), three),

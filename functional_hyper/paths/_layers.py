@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._attention import heads
+
 State = tuple[Tensor, ...]
 
 
@@ -114,5 +116,6 @@ PARTS: dict[Any, Callable[..., Any]] = {
     torch.rnn_relu: layers(relu),
     F.bilinear: bilinear,
     torch._weight_norm: weight_norm,
+    F.multi_head_attention_forward: heads,
 }
 """torch function -> the same in parts."""

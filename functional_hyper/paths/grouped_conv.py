@@ -20,7 +20,7 @@ def grouped_conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     kernel = rearrange(w, "B O I -> (B O) I 1")
     bias = None if b is None else rearrange(b, "B O -> (B O)")
     y = F.conv1d(channels, kernel, bias, groups=w.shape[0])
-    return rearrange(y, "N (B O) 1 -> B N O", B=w.shape[0])
+    return rearrange(y, "N (B O) 1 -> B N O", B=w.shape[0]).contiguous()  # a main network may `view` it
 
 
 def contiguous(leaf: Leaf, load: Load) -> Choice:
