@@ -237,9 +237,7 @@ def others() -> dict[str, Known]:
         "u-net": Known(UNet, ((N, 2, 8, 8),)),
         "siren": Known(lambda: Siren(2, 8, 8, 1), ((N, 2),)),
         "attention": Known(lambda: attend(MHA()), three),
-        "attention, batch first, no weights": Known(
-            lambda: attend(MHA(batch_first=True), need_weights=False), three
-        ),
+        "attention, batch first, no weights": Known(lambda: attend(MHA(batch_first=True), need_weights=False), three),
         "attention, causal": Known(lambda: attend(MHA(batch_first=True), attn_mask=CAUSAL), three),
         "attention, padded": Known(lambda: attend(MHA(batch_first=True), key_padding_mask=PADDED), three),
         "attention, padded, eval": Known(lambda: attend(MHA(batch_first=True), key_padding_mask=PADDED).eval(), three),

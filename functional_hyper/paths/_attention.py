@@ -22,7 +22,7 @@ def attention(
 ) -> Any:
     """The networks join the batch; vmap would call the fused kernel once for each network.
 
-    query ``(B, N, H, L, E)``, or ``(B, N, L, E)`` without heads. Fewer dims take torch's plain form, which vmap batches;
+    query ``(B, N, H, L, E)``, or ``(B, N, L, E)`` without heads. Fewer dims take the plain form, which vmap batches;
     so does dropout, whose random numbers vmap must see.
     """
     dims = query.dim()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.overrides import resolve_name
 
 from .._errors import Refused, bad
 from ..weights import Leaf, map_tensors, materialize
-from ._main import RECOMPUTED, Caller
+from ._main import RECOMPUTED, Buffer, Caller
 
 
 def call_name(func: Any) -> str:
@@ -28,6 +29,36 @@ def changed() -> Refused:
     """The refusal of a main network that writes into its weights: into factors without effect, or into the caller's."""
     mend = "compute a new tensor instead, such as w.clamp(...)"
     return bad("main", "weights that are only read", "an in-place change of a weight", mend, Refused)
+
+
+def updated(func: Any, name: str) -> Refused:
+    """The refusal of a main network that writes into a buffer: there is one, and each network has its own value."""
+    got = f"{call_name(func)} that changes the buffer {name}" if func else f"another {name} after the call"
+    return bad("main", "buffers that are only read", got, 'call main.eval(), or use path="loop"', Refused)
+
+
+@contextmanager
+def kept(buffers: Sequence[Buffer], undo: bool = False) -> Iterator[None]:
+    """Every buffer is itself again after the call, and where the caller wants to `undo`, has its values again.
+
+    Raises:
+        Refused: a buffer was replaced, or changed in a way that no call betrayed.
+    """
+    before = versions(t for *_, t in buffers)
+    values = [t.clone() for *_, t in buffers] if undo else []
+    touched: list[str] = []
+    try:
+        yield
+    finally:
+        now = versions(t for *_, t in buffers)
+        for i, (box, key, name, buffer) in enumerate(buffers):
+            if box[key] is not buffer or now[i] != before[i]:
+                box[key] = buffer
+                touched.append(name)
+            if undo and not torch.equal(buffer, values[i]):  # batch norm's own update leaves the version as it was
+                buffer.copy_(values[i])
+    if touched and not undo:
+        raise updated(None, touched[0])
 
 
 def writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
@@ -89,7 +120,8 @@ def judge(
     dense = [materialize(leaf) for leaf in leaves]
     for b, one in enumerate(rows):
         try:
-            with torch.random.fork_rng(devices=[]):  # a judgement draws no random numbers
+            # a judgement draws no random numbers and leaves no trace
+            with torch.random.fork_rng(devices=[]), kept(caller.buffers(), undo=True):
                 caller([weight[b] for weight in dense], one)
         except Exception as own:
             return own_error(own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from .._functorch import no_recomputation
 from .._types import Main, PyTree
 from ..weights import map_leaves
 
+Buffer: TypeAlias = tuple[dict[str, Tensor | None], str, str, Tensor]
+"""Where a buffer is held, by which key, under which name, and the buffer."""
+
 
 class Caller:
     """A main network as a function of its generated weights, given in the template's order.
@@ -29,6 +32,9 @@ class Caller:
         self.main, self.template = main, template
         modules = list(main.modules()) if isinstance(main, nn.Module) else []
         self.sites = _sites(main, template) if isinstance(main, nn.Module) else []
+        named = main.named_modules() if isinstance(main, nn.Module) else []
+        plain = [(name, m) for name, m in named if not isinstance(m, ScriptModule)]  # a script's cannot be set
+        self.holders = [(m._buffers, k, f"{name}.{k}".lstrip(".")) for name, m in plain for k in m._buffers]
         self.tracking = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
         # under rules it takes another way than without: to packed sequences, which pad with zeros
         self.packing = [m for m in modules if isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor]
@@ -55,6 +61,10 @@ class Caller:
                     box[key] = parameter
                 for attributes, before in zip(self.leaving, left, strict=True):
                     attributes.update(before)
+
+    def buffers(self) -> list[Buffer]:
+        """Every buffer now: a call may replace them, `to` may move them."""
+        return [(box, key, name, box[key]) for box, key, name in self.holders if box[key] is not None]
 
     def refuse_packing(self) -> None:
         """A TransformerEncoder that packs padded sequences without looking: no torch call would betray it."""

@@ -15,7 +15,7 @@ from .._errors import Refused
 from .._functorch import batched, new_level, unbatched
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, batch_of, gather, map_tensors, materialize
-from ._guards import changed, judge, row, versions
+from ._guards import changed, judge, kept, row, versions
 from ._main import Caller
 from ._rules import Known, Log, Rules, placeholder
 
@@ -98,7 +98,8 @@ class Evaluation:
         calls: list[Rules] = []
         before = versions(self.dense)
         try:
-            y = self._evaluate(args, log, calls)
+            with kept(self.caller.buffers()):
+                y = self._evaluate(args, log, calls)
         except Refused:
             raise
         except Exception as error:
@@ -113,7 +114,7 @@ class Evaluation:
         """The result; the rules that were in force are added to `calls`, where an exception leaves them to be read."""
         with new_level(self.size, self.randomness) as level:
             weights, known = self._weights(level)
-            rules = Rules(self.table, level, known, log)
+            rules = Rules(self.table, level, known, log, self.caller)
             calls.append(rules)
             if not self.shared:
                 args = tuple([map_tensors("net(x=...)", lambda a: batched(a, level), a) for a in args])

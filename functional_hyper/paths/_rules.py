@@ -8,7 +8,7 @@ back; everything else is ordinary vmap. A rule is a question of speed, never of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from inspect import signature
 from typing import Any, TypeAlias
 
@@ -23,8 +23,9 @@ from .._functorch import batched, level_of, outside, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
 from ._attention import COMMON
-from ._guards import MENDS, call_name, changed, may_write, writes
+from ._guards import MENDS, call_name, changed, may_write, updated, writes
 from ._layers import PARTS
+from ._main import Caller
 
 # What a placeholder can answer itself: it has the parameter's shape, dtype and device.
 METADATA: frozenset[Any] = frozenset(
@@ -58,10 +59,12 @@ class Rules(TorchFunctionMode):
         level: functorch's number of our vmap.
         known: by identity, what the main network sees of a weight -> (that tensor, the leaf it stands for).
         log: where `explain` collects (call, shapes, what answered it).
+        caller: the main network.
     """
 
-    def __init__(self, table: Table, level: int, known: Known, log: Log | None = None) -> None:
+    def __init__(self, table: Table, level: int, known: Known, log: Log | None, caller: Caller) -> None:
         super().__init__()
+        self.caller = caller
         self.table, self.level, self.log = table, level, log
         self.known = known
         self.structured = any(isinstance(leaf, STRUCTURED) for _, leaf in known.values())
@@ -72,7 +75,7 @@ class Rules(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.call = func
         if not is_compiling() and (kwargs or may_write(func)) and (written := writes(func, args, kwargs)):
-            self._refuse_writes(written)
+            self._refuse_writes(func, written)
         rule = self.table.get(func, COMMON.get(func))
         if rule is not None:
             answer = self._answer(rule, args, kwargs)
@@ -170,13 +173,20 @@ class Rules(TorchFunctionMode):
         inner: Any = known[1] if known is not None else physical(arg, self.level)
         return (arg if inner is None else inner).requires_grad
 
-    def _refuse_writes(self, tensors: list[Tensor]) -> None:
-        """A write into a weight, or into a view of one, must not reach the caller's tensor."""
-        stores = {w.untyped_storage()._cdata for _, w in self.known.values() if isinstance(w, Tensor)}
+    def _refuse_writes(self, func: Any, tensors: list[Tensor]) -> None:
+        """A write into a weight or a buffer, or into a view of one, must not reach the caller's tensor."""
+        weights = {w.untyped_storage()._cdata for _, w in self.known.values() if isinstance(w, Tensor)}
         for tensor in tensors:
             inner = physical(tensor, self.level)
-            if id(tensor) in self.known or (inner is not None and inner.untyped_storage()._cdata in stores):
+            if id(tensor) in self.known or (inner is not None and inner.untyped_storage()._cdata in weights):
                 raise changed()
+            if inner is None and level_of(tensor) < 0 and (name := self.buffers.get(tensor.untyped_storage()._cdata)):
+                raise updated(func, name)
+
+    @cached_property
+    def buffers(self) -> dict[int, str]:
+        """The main network's buffers, storage -> name."""
+        return {t.untyped_storage()._cdata: name for *_, name, t in self.caller.buffers() if level_of(t) < 0}
 
     def _note(self, func: Any, args: Any, answered: str) -> None:
         assert self.log is not None
