@@ -59,6 +59,3 @@ def opened(function: Callable[..., Any]) -> FunctionType:
 
 heads = opened(F.multi_head_attention_forward)
 """`F.multi_head_attention_forward`, its projections and its product each a call that the path may answer."""
-
-COMMON: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention}
-"""Physical rules for every path, where it has none of its own."""

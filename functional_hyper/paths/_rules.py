@@ -22,7 +22,7 @@ from .._errors import Hidden, bad
 from .._functorch import batched, level_of, outside, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
-from ._attention import COMMON
+from ._common import COMMON
 from ._guards import MENDS, call_name, changed, may_write, updated, writes
 from ._layers import PARTS
 from ._main import Caller

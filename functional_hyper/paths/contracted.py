@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, data_of, materialize, shape_of
 from . import bmm
+from ._kernels import KERNELS, keeps
 from ._path import Choice, Load, Path, same_dtype, with_rows
 from ._rows import grouped
 
@@ -130,9 +131,11 @@ def einsum(equation: Any, *operands: Any) -> Any:
 
 
 def keep(leaf: Leaf, load: Load) -> Choice:
-    """Matrices keep their factors; what a linear layer does not multiply (biases, kernels) is small or cannot."""
+    """Matrices and kernels of a shared base keep their factors; of what is left, biases are small, kernels cannot."""
     if isinstance(leaf, STRUCTURED) and len(leaf.shape) == 2:
         return Choice(leaf, form_of(leaf), "a matrix stays in its factors")
+    if isinstance(leaf, STRUCTURED) and keeps(leaf):
+        return Choice(leaf, form_of(leaf), "a convolution that pays stays with the shared base")
     why = "the hypernetwork gives it dense" if isinstance(leaf, Tensor) else "only matrices contract"
     return Choice(materialize(leaf), "dense", why)
 
@@ -157,6 +160,7 @@ TABLE: dict[Any, Any] = {
     torch.einsum: einsum,
     **dict.fromkeys([torch.t, Tensor.t, torch.transpose, Tensor.transpose], transpose),
     **dict.fromkeys([Tensor.T.__get__, Tensor.mT.__get__], transpose),  # type: ignore[attr-defined]
+    **KERNELS,
 }
 
 PATH = Path("contracted", TABLE, keep)

@@ -1,0 +1,117 @@
+"""Kernels of a shared base and embedding tables stay in their factors where that pays, and are right everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import EVERY_PATH, assert_same, define, hypernet, model_results, random_phi
+from torch import Tensor, nn
+
+import functional_hyper as fh
+
+B, N, D = 3, 2, torch.float64
+FACTORS = ("contracted", "auto")
+
+
+def answers(hyper: fh.Hypernet, main: nn.Module, path: str, x: Tensor, **how: bool) -> set[str]:
+    """What answered each call of the main network."""
+    told = fh.explain(fh.compose(hyper, main, path, **how), hyper.init(), torch.zeros(B, 2, dtype=D), x)
+    return {answer for _, _, answer in told.calls}
+
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "1d": (lambda: nn.Conv1d(16, 12, 5, padding=2), (16, 2)),
+    "2d": (lambda: nn.Conv2d(8, 9, 3, padding=1), (8, 2, 2)),
+    "3d": (lambda: nn.Conv3d(3, 4, 2, padding=1), (3, 1, 1, 1)),
+    "strided, dilated": (lambda: nn.Conv2d(8, 9, 3, stride=2, padding=(2, 1), dilation=(2, 1), bias=False), (8, 2, 2)),
+    "same": (lambda: nn.Conv1d(16, 12, 5, padding="same"), (16, 2)),
+    "circular": (lambda: nn.Conv1d(16, 20, 5, padding=2, padding_mode="circular"), (16, 2)),
+    "twice": (lambda: nn.Sequential(nn.Conv1d(16, 12, 5, padding=2), nn.Tanh(), nn.Conv1d(12, 16, 5)), (16, 5)),
+}
+
+
+@pytest.mark.parametrize("path", FACTORS)
+@pytest.mark.parametrize("kind", ["low rank", "low rank, frozen base", "scaled rows", "scaled columns", "scaled"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_a_shared_base(name: str, kind: str, path: str) -> None:
+    make, shape = CONVOLUTIONS[name]
+    main = make().double()
+    hyper = hypernet(kind, fh.param_spec(main))
+    phi, cond = random_phi(hyper), torch.randn(B, 2, dtype=D)
+    for shared in (False, True):
+        x = torch.randn(*(() if shared else (B,)), N, *shape, dtype=D)
+        how = {"many": not shared, "shared": shared}
+        got = model_results(hyper, main, path, phi, cond, x, **how)
+        assert_same(got, model_results(hyper, main, None, phi, cond, x, **how))
+        kept = kind.startswith("low rank") or kind == "scaled rows"
+        assert ("contract_kernel" in answers(hyper, main, path, x, **how)) == kept
+
+
+@pytest.mark.parametrize("kind", ["low rank", "scaled rows"])
+def test_groups_and_large_images(kind: str) -> None:
+    """Scales know no groups, an update of low rank does; where pixels are many, dense kernels are cheaper."""
+    for main, shape, pays in (
+        (nn.Conv1d(8, 8, 5, padding=2, groups=2), (8, 1), kind == "scaled rows"),
+        (nn.Conv2d(2, 2, 3), (2, 9, 9), False),
+    ):
+        main = main.double()
+        hyper = hypernet(kind, fh.param_spec(main))
+        phi, cond, x = random_phi(hyper), torch.randn(B, 2, dtype=D), torch.randn(B, N, *shape, dtype=D)
+        got = model_results(hyper, main, "auto", phi, cond, x, many=True)
+        assert_same(got, model_results(hyper, main, None, phi, cond, x, many=True))
+        assert ("contract_kernel" in answers(hyper, main, "auto", x, many=True)) == pays
+
+
+def test_rows_of_few_networks_share_a_kernels_base() -> None:
+    main = nn.Conv1d(6, 8, 5, padding=2).double()
+    hyper = hypernet("low rank", fh.param_spec(main))
+    phi, cond, index = random_phi(hyper), torch.randn(2, 2, dtype=D), torch.tensor([1, 0, 0, 1, 1])
+    x = torch.randn(5, 6, 3, dtype=D)
+    got = fh.compose(hyper, main, "auto")(phi, cond, x, index)
+    assert_same({"y": got}, {"y": define(hyper, main, phi, cond[index], x)})
+
+
+class Lookup(nn.Module):
+    def __init__(self, padding: int | None = None) -> None:
+        super().__init__()
+        self.table, self.padding = nn.Parameter(torch.randn(60, 3, dtype=D)), padding
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.table, self.padding).tanh()
+
+
+@pytest.mark.parametrize("path", FACTORS)
+@pytest.mark.parametrize("kind", ["full", "chunked by layer", "low rank", "scaled rows", "scaled columns", "scaled"])
+def test_embedding_tables_are_never_formed(kind: str, path: str) -> None:
+    for main in (Lookup(), Lookup(7), Lookup(-1), nn.Embedding(60, 3, padding_idx=7).double()):
+        hyper = hypernet(kind, fh.param_spec(main))
+        phi, cond = random_phi(hyper), torch.randn(B, 2, dtype=D)
+        for shared, shape in ((False, (2,)), (False, (2, 1)), (True, (2,))):
+            ids = torch.randint(60, (*(() if shared else (B,)), N, *shape))
+            ids[0, 0], ids[-1, -1] = 7, 59
+            how = {"many": not shared, "shared": shared}
+            got = model_results(hyper, main, path, phi, cond, ids, **how)
+            assert_same(got, model_results(hyper, main, None, phi, cond, ids, **how))
+            assert "embedding" in answers(hyper, main, path, ids, **how)
+            assert "materialize" not in answers(hyper, main, path, ids, **how)
+
+
+@pytest.mark.parametrize("path", FACTORS)
+def test_many_lookups_take_the_table(path: str) -> None:
+    main = Lookup()
+    hyper = hypernet("full", fh.param_spec(main))
+    phi, cond, ids = random_phi(hyper), torch.randn(B, 2, dtype=D), torch.randint(60, (B, N, 50))
+    got = model_results(hyper, main, path, phi, cond, ids, many=True)
+    assert_same(got, model_results(hyper, main, None, phi, cond, ids, many=True))
+    assert "embedding" not in answers(hyper, main, path, ids, many=True)
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_ids_out_of_range_are_an_error(path: str) -> None:
+    for kind in ("full", "low rank"):
+        hyper = hypernet(kind, fh.param_spec(Lookup()))
+        with pytest.raises(IndexError):
+            fh.compose(hyper, Lookup(), path)(hyper.init(), torch.randn(B, 2, dtype=D), torch.full((B, 2), 60))
