@@ -26,7 +26,11 @@ def attention(
     so does dropout, whose random numbers vmap must see.
     """
     dims = query.dim()
-    if dropout_p or dims not in (4, 5) or (dims == 4 and enable_gqa):
+    if dims == 4 and enable_gqa:  # one input with heads
+        parts = [t if t is None else t.unsqueeze(1) for t in (query, key, value, attn_mask)]
+        y = attention(*parts, dropout_p, is_causal, scale, enable_gqa)  # type: ignore[arg-type]
+        return y if y is NotImplemented else y.squeeze(1)
+    if dropout_p or dims not in (4, 5):
         return NotImplemented
     if any(t.dim() != dims or t.shape[1] != query.shape[1] for t in (key, value)):
         return NotImplemented
