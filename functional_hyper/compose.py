@@ -16,7 +16,7 @@ from ._types import Cond, Inputs, Main, Phi
 from .evaluate import Bound, check_leaves, count_inputs
 from .hypernets import Hypernet
 from .params import leaf_names, leaves_of
-from .paths import Load, Path
+from .paths import Choice, Load, Path
 from .paths._main import Caller
 from .paths._rules import Log
 from .weights import batch_of
@@ -121,7 +121,7 @@ class Explanation:
 
     path: str
     weights: list[tuple[str, str, str]]
-    calls: Log
+    calls: list[tuple[str, str, str]]
 
     def __str__(self) -> str:
         def table(rows: list[tuple[str, str, str]]) -> list[str]:
@@ -144,10 +144,17 @@ def explain(model: Model | Bound, *args: Any, **kwargs: Any) -> Explanation:
     """
     bound = model if isinstance(model, Bound) else model.bind(*args, **kwargs)
     x = args[0] if isinstance(model, Bound) else kwargs.get("x", args[2] if len(args) > 2 else None)
-    log: Log = []
+    log = Log()
     bound(x, log)  # type: ignore[arg-type]
     template = bound.caller.template
     positions = dict(zip(leaf_names(template), optree.tree_leaves(template), strict=True))
     names = sorted(positions, key=positions.__getitem__)
-    rows = [(name, c.form, c.why) for name, c in zip(names, bound.choices, strict=True)]
-    return Explanation(bound.path.name, rows, log)
+    rows = [(name, *_told(c, log)) for name, c in zip(names, bound.choices, strict=True)]
+    return Explanation(bound.path.name, rows, [*log])
+
+
+def _told(choice: Choice, log: Log) -> tuple[str, str]:
+    """The form that a weight had in the call, and why."""
+    if any(leaf is choice.leaf for leaf in log.written):
+        return "dense, in each call", f"no rule answers all that it meets; {choice.form} else"
+    return choice.form, choice.why

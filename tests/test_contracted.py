@@ -178,6 +178,26 @@ def test_explain_tells_what_is_materialised() -> None:
     assert not any(call == "materialize" for call, _, _ in kept.calls)
 
 
+WRITTEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "multiplied": lambda x, w: F.linear(x, w * 2),
+    "transposed first": lambda x, w: x @ (2 * w.T),
+    "beside a product": lambda x, w: F.linear(x, w) + w.sum(),
+    "vmap over the weight": lambda x, w: torch.func.vmap(lambda row: x @ row)(w).T,
+    "gradient of the weight": lambda x, w: x @ torch.func.grad(lambda w: F.linear(x, w).square().sum())(w).T,
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_explain_does_not_call_a_weight_contracted_that_was_written_down(name: str) -> None:
+    spec = fh.param_spec({"w": torch.zeros(2, 5), "v": torch.zeros(2, 5)})
+    told = explained(lambda p, x: WRITTEN[name](x, p["w"]) + x @ p["v"].T, spec, "auto", torch.zeros(3, 5))
+    forms = {weight: form for weight, form, _ in told.weights}
+    assert forms["w"] == "dense, in each call"
+    inside = name in ("vmap over the weight", "gradient of the weight")  # then no placeholder may be near
+    assert forms["v"] == ("dense, in each call" if inside else "contracted, head first")
+    assert ("matmul" in [answer for _, _, answer in told.calls]) == (not inside)
+
+
 @pytest.mark.parametrize("path", fh.PATHS)
 def test_explain_works_on_every_path(path: str) -> None:
     main = nn.Linear(5, 2)

@@ -51,12 +51,18 @@ class Caller:
             if not isinstance(self.main, nn.Module):
                 return self.main(map_leaves(lambda i: weights[i], self.template), *args)
             own = [box[key] for box, key, _ in self.sites]
+            unpacked: list[nn.TransformerEncoder] = []
             left = [{k: v for k, v in own.items() if isinstance(v, (Tensor, list))} for own in self.leaving]
             try:
                 for box, key, i in self.sites:
                     box[key] = weights[i]
+                unpacked = [m for m in self.packing if m.use_nested_tensor and torch.is_grad_enabled() and _trains(m)]
+                for module in unpacked:
+                    module.use_nested_tensor = False
                 return self.main(*args)
             finally:
+                for module in unpacked:
+                    module.use_nested_tensor = True
                 for (box, key, _), parameter in zip(self.sites, own, strict=True):
                     box[key] = parameter
                 for attributes, before in zip(self.leaving, left, strict=True):
@@ -83,6 +89,11 @@ class Caller:
 
 # A backward pass that runs the main network again would find other weights in it, or find vmap gone.
 RECOMPUTED = "activation checkpointing inside the main network"
+
+
+def _trains(encoder: nn.TransformerEncoder) -> bool:
+    """Whether torch itself would not pack padded sequences, because a weight needs a gradient."""
+    return any(p.requires_grad for p in encoder.layers[0].parameters())
 
 
 def _sites(main: nn.Module, template: dict[str, int]) -> list[tuple[Any, Any, int]]:

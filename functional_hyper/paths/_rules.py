@@ -46,7 +46,22 @@ METADATA: frozenset[Any] = frozenset(
 REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 Known: TypeAlias = dict[int, tuple[Tensor, Leaf]]
-Log: TypeAlias = list[tuple[str, str, str]]
+
+
+class Log(list[tuple[str, str, str]]):
+    """What `explain` collects: (call, shapes, what answered it), and the leaves that were written down in the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[Leaf] = []
+        self.sources: dict[int, tuple[Leaf, Leaf]] = {}
+
+    def derive(self, leaf: Leaf, source: Leaf) -> None:
+        """A rule made one leaf from another, such as its transpose."""
+        self.sources[id(leaf)] = leaf, self.source(source)
+
+    def source(self, leaf: Leaf) -> Leaf:
+        return self.sources.get(id(leaf), (leaf, leaf))[1]
 
 
 class Rules(TorchFunctionMode):
@@ -82,6 +97,9 @@ class Rules(TorchFunctionMode):
             if answer is not NotImplemented:
                 if self.log is not None:
                     self._note(func, args, rule.__name__)
+                    for leaf in [self.known[id(a)][1] for a in args if id(a) in self.known]:
+                        if isinstance(answer, STRUCTURED) and isinstance(leaf, STRUCTURED):
+                            self.log.derive(answer, leaf)
                 return self._wrap(answer)
         if func == REQUIRES_GRAD:
             return self._requires_grad(args[0])
@@ -154,6 +172,7 @@ class Rules(TorchFunctionMode):
                 self.dense[key] = batched(dense, self.level)
                 if self.log is not None:
                     self._note("materialize", (arg,), "no rule for what follows")
+                    self.log.written.append(self.log.source(leaf))
             return self.dense[key]
         if not self.structured or is_compiling():  # a compiler cannot ask; NaN would betray a placeholder that escaped
             return arg

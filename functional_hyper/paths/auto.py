@@ -86,6 +86,9 @@ class Auto(Path):
             try:
                 return bound(args, log)
             except Hidden:
+                if log is not None:
+                    log.clear()
+                    log.written.extend(leaf for leaf in leaves if isinstance(leaf, STRUCTURED))
                 return super(Auto, self).bind(caller, [*map(materialize, leaves)], randomness, shared)(args, log)
 
         return evaluate
