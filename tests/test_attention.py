@@ -19,7 +19,7 @@ import functional_hyper as fh
 B, N, H, L, E, D = 3, 2, 4, 5, 6, torch.float64
 OTHERS = tuple(path for path in EVERY_PATH if path != "loop")
 CAUSAL = torch.ones(L, L, dtype=torch.bool).tril()
-attend = F.scaled_dot_product_attention
+attend: Callable[..., Tensor] = F.scaled_dot_product_attention
 
 
 def grouped(x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def grouped(x: Tensor) -> Tensor:
 
 
 # name: f(q, k, v, bias) of one network, q, k, v (N, H, L, E), bias (L, L)
-FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Any]] = {
+FORMS: dict[str, Callable[..., Any]] = {
     "plain": lambda q, k, v, b: attend(q, k, v),
     "causal": lambda q, k, v, b: attend(q, k, v, is_causal=True),
     "scaled": lambda q, k, v, b: attend(q, k, v, scale=0.3),

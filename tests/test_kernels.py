@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ B, N, D = 3, 2, torch.float64
 FACTORS = ("contracted", "auto")
 
 
-def answers(hyper: fh.Hypernet, main: nn.Module, path: str, x: Tensor, **how: bool) -> set[str]:
+def answers(hyper: fh.Hypernet, main: nn.Module, path: str, x: Tensor, **how: Any) -> set[str]:
     """What answered each call of the main network."""
     told = fh.explain(fh.compose(hyper, main, path, **how), hyper.init(), torch.zeros(B, 2, dtype=D), x)
     return {answer for _, _, answer in told.calls}

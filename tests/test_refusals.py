@@ -100,9 +100,9 @@ def test_refused_by_name_and_untouched(name: str) -> None:
     phi, cond, x = hyper.init(), torch.randn(B, 2, dtype=D), torch.randn(B, N, 5, dtype=D)
     before = {k: v.clone() for k, v in main.state_dict().items()}
     for path in OTHERS:
-        for x_of_path, how in ((x, {"many": True}), (x[0], {"shared": True})):
+        for x_of_path, shared in ((x, False), (x[0], True)):
             with pytest.raises(fh.Refused, match=rf'`main` expected .*{says}.*path="loop"'):
-                fh.compose(hyper, main, path, **how)(phi, cond, x_of_path)
+                fh.compose(hyper, main, path, many=not shared, shared=shared)(phi, cond, x_of_path)
             after = main.state_dict()
             assert all(torch.equal(v, after[k]) for k, v in before.items()), path
     want = define(hyper, main, phi, cond, x, many=True)

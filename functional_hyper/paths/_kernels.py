@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, data_of, shape_of
+from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, data_of
 
 
 def keeps(leaf: Leaf) -> bool:
@@ -28,29 +28,31 @@ def convolution(conv: Callable[..., Tensor]) -> Callable[..., Any]:
     def contract_kernel(
         input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
     ) -> Any:
-        if not isinstance(weight, STRUCTURED) or not keeps(weight) or not isinstance(input, Tensor):
+        if not isinstance(weight, (LowRank, Scaled)) or not keeps(weight) or not isinstance(input, Tensor):
             return NotImplemented
-        low, shape = isinstance(weight, LowRank), shape_of(weight)
-        if input.dim() != len(shape) + 1 or input.shape[2] != shape[1] * groups or (low and groups != 1):
+        low, (O, I, *_) = isinstance(weight, LowRank), weight.shape
+        if input.dim() != len(weight.shape) + 1 or input.shape[2] != I * groups or (low and groups != 1):
             return NotImplemented
         if input.dtype != data_of(weight).dtype or torch.is_autocast_enabled(input.device.type) or not input.numel():
             return NotImplemented
-        pixels = input[0].numel() // input.shape[2] * (input.shape[2] + shape[0])
+        pixels = input[0].numel() // input.shape[2] * (input.shape[2] + O)
         if weight.base.numel() < (WORTH if low else 1) * pixels:
             return NotImplemented
         how = {"stride": stride, "padding": padding, "dilation": dilation}
-        y = conv(input.flatten(0, 1), weight.base, None, **how, groups=groups).unflatten(0, input.shape[:2])
-        if isinstance(weight, Scaled):
-            y = y * over(weight.row, y)
-        else:
-            B, taps = weight.v.shape[0], weight.v.mT.unflatten(-1, shape[1:])
-            x = input.expand(B, *input.shape[1:]).transpose(0, 1).flatten(1, 2)
-            down = conv(x, taps.flatten(0, 1), None, **how, groups=B).unflatten(1, (B, -1)).transpose(0, 1)
-            up = (weight.scale * weight.u).unsqueeze(1) @ down.flatten(3)
-            y = y + up.unflatten(-1, y.shape[3:])
+        y = conv(input.flatten(0, 1), weight.base, None, groups=groups, **how).unflatten(0, input.shape[:2])
+        y = y + update(conv, input, weight, how) if isinstance(weight, LowRank) else y * over(weight.row, y)
         return y if bias is None else y + over(bias, y)
 
     return contract_kernel
+
+
+def update(conv: Callable[..., Tensor], x: Tensor, w: LowRank, how: dict[str, Any]) -> Tensor:
+    """Each network's ``U V^T`` of x ``(B or 1, N, I, ...)``: r channels by a grouped convolution, O from them."""
+    B, r = w.v.shape[0], w.v.shape[-1]
+    taps = w.v.mT.unflatten(-1, w.shape[1:]).flatten(0, 1)
+    inputs = x.expand(B, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+    few = conv(inputs, taps, None, groups=B, **how).unflatten(1, (B, r)).transpose(0, 1)
+    return ((w.scale * w.u).unsqueeze(1) @ few.flatten(3)).unflatten(-1, few.shape[3:])
 
 
 def over(rows: Any, y: Tensor) -> Tensor:

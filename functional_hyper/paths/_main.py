@@ -70,7 +70,7 @@ class Caller:
 
     def buffers(self) -> list[Buffer]:
         """Every buffer now: a call may replace them, `to` may move them."""
-        return [(box, key, name, box[key]) for box, key, name in self.holders if box[key] is not None]
+        return [(box, key, name, now) for box, key, name in self.holders if (now := box[key]) is not None]
 
     def refuse_packing(self) -> None:
         """A TransformerEncoder that packs padded sequences without looking: no torch call would betray it."""
