@@ -73,13 +73,17 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "spectral norm, eval": lambda: parametrizations.spectral_norm(nn.Linear(6, 4)).eval(),
     "`PReLU`, elementwise parameters": lambda: nn.PReLU(6),
     "TorchScript": lambda: torch.jit.script(nn.Linear(6, 4)),
-    'dropout, with `randomness="different"` `vmap`\'s own': lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout()),
+    'dropout, unless `randomness="different"`': lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout()),
     "batch norm with running statistics, training": lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)),
     "spectral norm, training": lambda: parametrizations.spectral_norm(nn.Linear(6, 4)),
     "`torch._foreach_*`": weight(lambda x, w: F.linear(x, torch._foreach_mul([w], 2.0)[0])),
     "boolean mask, `.item()`, `if` on data": weight(lambda x, w: (x @ w.T)[x[:, 0] > 99]),
 }
-PATHS = {"`loop`": ("loop",), "`vmap`": ("vmap",), "`grouped_conv`, `bmm`, `broadcast`": ("grouped_conv", "bmm", "broadcast")}
+PATHS = {
+    "`loop`": ("loop",),
+    "`vmap`": ("vmap",),
+    "`grouped_conv`, `bmm`, `broadcast`": ("grouped_conv", "bmm", "broadcast"),
+}
 KINDS = {"`full`, `chunked` by layer": "full", "`low_rank`": "low rank", "`scaled`": "scaled rows"}
 REFUSED = "**refused**"
 

@@ -28,12 +28,10 @@ from ._layers import PARTS
 from ._main import Caller
 
 # What a placeholder can answer itself: it has the parameter's shape, dtype and device.
+ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_meta", "is_nested", "is_sparse")
 METADATA: frozenset[Any] = frozenset(
     [
-        Tensor.shape.__get__,  # type: ignore[attr-defined]
-        Tensor.ndim.__get__,  # type: ignore[attr-defined]
-        Tensor.dtype.__get__,  # type: ignore[attr-defined]
-        Tensor.device.__get__,  # type: ignore[attr-defined]
+        *[getattr(Tensor, name).__get__ for name in ATTRIBUTES],
         Tensor.size,
         Tensor.dim,
         Tensor.numel,
@@ -41,7 +39,6 @@ METADATA: frozenset[Any] = frozenset(
         Tensor.__len__,
     ]
 )
-
 
 REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
