@@ -25,7 +25,6 @@ class Network:
     """One main network ``f(x, **weights)`` with the shapes of its weights.
 
     `refusable`: "never"; "by others" where a path other than `loop` may refuse it; "by all" where `loop` may, too.
-    `slow`: vmap's fallback, right but slow, warns of it.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Network:
     inputs: str = "NI"
     refusable: Refusable = "never"
     integer: bool = False
-    slow: bool = False
 
     def main(self, params: dict[str, Tensor], *x: Any) -> Any:
         return self.function(*x, **params)
@@ -59,13 +57,12 @@ class Collection:
         inputs: str = "NI",
         refusable: Refusable = "never",
         integer: bool = False,
-        slow: bool = False,
         **weights: str,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def add(f: Callable[..., Any]) -> Callable[..., Any]:
             name = f.__name__.strip("_")
             assert name not in [n.name for n in self.networks], name
-            self.networks.append(Network(name, f, weights or {"w": "OI", "b": "O"}, inputs, refusable, integer, slow))
+            self.networks.append(Network(name, f, weights or {"w": "OI", "b": "O"}, inputs, refusable, integer))
             return f
 
         return add
@@ -158,7 +155,7 @@ mixing(
 )
 
 
-@MIXING(slow=True, v="OI", w="OI", b="O")
+@MIXING(v="OI", w="OI", b="O")
 def self_attention_over_the_batch(x: Tensor, v: Tensor, w: Tensor, b: Tensor) -> Tensor:
     q, k = F.linear(x, v, b), F.linear(x, w)
     return F.scaled_dot_product_attention(q[None], k[None], q[None])[0]

@@ -64,6 +64,11 @@ HANDLING.lines(
     cat_transposed=lambda x, w: x @ torch.cat([w.T, w.T], 1),
     stack=lambda x, w: torch.stack([w, w]).sum(0) @ x.T,
     chunk=lambda x, w: x @ torch.cat(w.chunk(2)[::-1]).T,
+    split=lambda x, w: x @ torch.cat(w.split([w.shape[0] - 1, 1])[::-1]).T,
+    split_and_multiplied=lambda x, w: torch.cat([F.linear(x, part) for part in torch.split(w, 1)], 1),
+    expanded_to_the_batch=lambda x, w: torch.bmm(w.expand(len(x), *w.shape), x[:, :, None])[..., 0],
+    expanded_in_einsum=lambda x, w: torch.einsum("ni,noi->no", x, w.expand(len(x), -1, -1)),
+    repeated_for_the_batch=lambda x, w: (x[:, None] * w.repeat(len(x), 1, 1)).sum(-1),
     unbind=lambda x, w: sum(x @ row for row in w.unbind()),
     iterate=lambda x, w: sum(x @ row for row in w),
     unpack=lambda x, w: x @ [*w][-1],
@@ -166,7 +171,7 @@ def biases_of_every_form(x: Tensor, w: Tensor, b: Tensor, s: Tensor) -> Any:
     }
 
 
-@HANDLING(slow=True, w="OII", b="O")
+@HANDLING(w="OII", b="O")
 def bilinear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.bilinear(x, x.flip(0), w, b)
 

@@ -161,14 +161,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return main, torch.randn(B, N, *shape, dtype=D)
 
 
-SLOW = (
-    "weight norm",
-    "old weight norm",
-    "bilinear",
-    "gru cell",
-    "embedding bag",
-    *(n for n in EVERY if "encoder" in n),
-)
+SLOW = ("embedding bag",)
 """Right on every path, by vmap's slow fallback, of which torch warns."""
 
 

@@ -25,7 +25,6 @@ models: Any = torchvision.models
 
 B, N, D = 2, 2, torch.float64
 TOLERANCE = 1e-8
-FALLBACK = re.compile(r"performance drop.* batching rule for aten::(\w+)")
 OTHERS = tuple(path for path in EVERY_PATH if path != "loop")
 
 # ------------------------------------------------------------------------------------------------ small variants
@@ -120,14 +119,12 @@ class Known:
         shapes: of its inputs, as one network gets them.
         include: the parameters to generate, where they are too many; the others stay the module's own.
         structured: the weights to generate as factors; None leaves that out.
-        slow: the operation that vmap answers rightly, but by its slow fallback, of which it warns.
     """
 
     make: Callable[[], nn.Module]
     shapes: tuple[tuple[int, ...], ...]
     include: tuple[str, ...] | None = None
     structured: tuple[str, ...] | None = ("*",)
-    slow: str = ""
 
 
 IMAGE = ((N, 3, 32, 32),)
@@ -302,16 +299,6 @@ def refused(name: str) -> Any:
     return pytest.raises(fh.Refused, match=got)
 
 
-def compare(name: str, run: Callable[[], dict[str, Tensor]], ref: Callable[[], dict[str, Tensor]]) -> None:
-    """The loop's numbers, with or without the fallback as the table says."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        got = run()
-    slow = {found[1] for w in caught if (found := FALLBACK.search(str(w.message)))}
-    assert slow == ({NETWORKS[name].slow} - {""})
-    assert_same(got, ref(), TOLERANCE)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_loop_is_the_definition(name: str) -> None:
     assert_same(looped(name), dense_results(name, None), TOLERANCE)
@@ -322,7 +309,7 @@ def test_the_loop_is_the_definition(name: str) -> None:
 def test_dense_weights(name: str, path: str) -> None:
     main, *_ = build(name)
     before = {k: v.clone() for k, v in main.state_dict().items()}
-    compare(name, partial(dense_results, name, path), partial(looped, name))
+    assert_same(dense_results(name, path), looped(name), TOLERANCE)
     assert all(torch.equal(v, before[k]) for k, v in main.state_dict().items())
 
 
@@ -330,7 +317,7 @@ def test_dense_weights(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", [n for n in NETWORKS if NETWORKS[n].structured])
 def test_structured_weights(name: str, path: str) -> None:
     with told("as factors"):
-        compare(name, partial(structured_results, name, path), partial(structured_results, name, "loop"))
+        assert_same(structured_results(name, path), structured_results(name, "loop"), TOLERANCE)
 
 
 WITHOUT_GRADIENTS = [n for n in NETWORKS if "eval" in n and ("encoder" in n or "attention" in n)]
