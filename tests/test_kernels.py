@@ -116,3 +116,37 @@ def test_ids_out_of_range_are_an_error(path: str) -> None:
         hyper = hypernet(kind, fh.param_spec(Lookup()))
         with pytest.raises(IndexError):
             fh.compose(hyper, Lookup(), path)(hyper.init(), torch.randn(B, 2, dtype=D), torch.full((B, 2), 60))
+
+
+class Mixed(nn.Module):
+    """A kernel, a norm's statistics and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(16, 12, 5, padding=2), nn.BatchNorm1d(12)
+        self.table = nn.Embedding(60, 3)
+        self.register_buffer("ids", torch.tensor([1, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).mean(-1) * self.table(self.ids).sum()
+
+
+@pytest.mark.usefixtures("dynamo")
+@pytest.mark.parametrize("kind", ["full", "low rank"])
+def test_compiled_and_under_transforms(kind: str) -> None:
+    main = Mixed().double().eval()
+    hyper = hypernet(kind, fh.param_spec(main))
+    arguments = (random_phi(hyper), torch.randn(B, 2, dtype=D), torch.randn(B, N, 16, 2, dtype=D))
+    auto, loop = (fh.compose(hyper, main, path, many=True) for path in ("auto", "loop"))
+    want = loop(*arguments)
+    torch.testing.assert_close(torch.compile(auto, backend="eager", fullgraph=True)(*arguments), want)
+    phi, cond, x = arguments
+    slopes = [torch.func.jvp(lambda x, f=f: f(phi, cond, x), (x,), (x.cos(),))[1] for f in (auto, loop)]
+    torch.testing.assert_close(*slopes)
+
+    def own(f: Any) -> dict[str, Tensor]:
+        """Each sample's own gradient of phi."""
+        one = torch.func.grad(lambda phi, cond, x: f(phi, cond[None], x[None]).square().sum())
+        return {f"d {name}": slope for name, slope in torch.func.vmap(one, (None, 0, 0))(*arguments).items()}
+
+    assert_same(own(auto), own(loop))
