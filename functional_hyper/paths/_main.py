@@ -56,7 +56,7 @@ class Caller:
             try:
                 for box, key, i in self.sites:
                     box[key] = weights[i]
-                unpacked = [m for m in self.packing if m.use_nested_tensor and torch.is_grad_enabled() and _trains(m)]
+                unpacked += [m for m in self.packing if m.use_nested_tensor and torch.is_grad_enabled() and _trains(m)]
                 for module in unpacked:
                     module.use_nested_tensor = False
                 return self.main(*args)

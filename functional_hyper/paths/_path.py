@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
@@ -15,6 +16,7 @@ from .._errors import Refused
 from .._functorch import batched, new_level, unbatched
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, batch_of, gather, map_tensors, materialize
+from ._common import COMMON
 from ._guards import changed, judge, kept, row, versions
 from ._main import Caller
 from ._rules import Known, Log, Rules, placeholder
@@ -74,7 +76,7 @@ class Evaluation:
     """The main network under vmap, with a path's rules inside, for one set of weights."""
 
     def __init__(self, table: Table, caller: Caller, leaves: tuple[Leaf, ...], randomness: str, shared: bool) -> None:
-        self.table, self.caller, self.leaves, self.shared = table, caller, leaves, shared
+        self.table, self.caller, self.leaves, self.shared = {**COMMON, **table}, caller, leaves, shared
         self.randomness, self.size = randomness, batch_of(leaves[0])[0]
         self.dense = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self.stand_ins = [placeholder(w) if isinstance(w, STRUCTURED) else w for w in leaves]
@@ -98,7 +100,7 @@ class Evaluation:
         calls: list[Rules] = []
         before = versions(self.dense)
         try:
-            with kept(self.caller.buffers()):
+            with kept(self.caller.buffers()) if self.caller.holders else nullcontext():
                 y = self._evaluate(args, log, calls)
         except Refused:
             raise

@@ -22,7 +22,6 @@ from .._errors import Hidden, bad
 from .._functorch import batched, level_of, outside, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
-from ._common import COMMON
 from ._guards import MENDS, call_name, changed, may_write, updated, writes
 from ._layers import PARTS
 from ._main import Caller
@@ -88,7 +87,7 @@ class Rules(TorchFunctionMode):
         self.call = func
         if not is_compiling() and (kwargs or may_write(func)) and (written := writes(func, args, kwargs)):
             self._refuse_writes(func, written)
-        rule = self.table.get(func, COMMON.get(func))
+        rule = self.table.get(func)
         if rule is not None:
             answer = self._answer(rule, args, kwargs)
             if answer is not NotImplemented:
