@@ -3,6 +3,7 @@
 from . import check as check
 from . import initializers as initializers
 from . import ode as ode
+from . import study as study
 from ._errors import HyperError as HyperError
 from ._errors import Refused as Refused
 from .as_module import as_module as as_module

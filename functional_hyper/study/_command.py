@@ -1,89 +1,150 @@
-"""What each path costs on workloads that anyone can run again.
+"""What each path costs on workloads that anyone can run again: times, memory, agreement, and `auto` scored.
 
-    python -m functional_hyper.study --workloads steps calls odes
+    python -m functional_hyper.study --json study.json
 
 steps: one training step of an MLP, hypernetwork's head included; calls: one forward call of bound networks; odes: one
-training step of a neural ODE (torchdiffeq); layers: what path="auto" chooses for single layers, scored.
-Times are medians with their quartiles, everything in one process, in turn.
-Peak memory is in allocated bytes, from the profiler's memory events. A busy machine is said.
+training step of a neural ODE (torchdiffeq); layers: single layers, drawn from many shapes and loads; the others are
+sweeps of one number. Times are medians with their interquartile ranges, everything in one process, in turn. Peak memory
+is in allocated bytes. A busy machine is said.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import importlib.util
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..params import param_spec
-from ._layers import scores, summary
-from ._measure import Functions, Record, gemm_peak, measure, table
-from ._workloads import CALLS, ODES, STEPS, call_functions, mlp, solve_functions, step_functions
-
-KINDS = ("steps", "calls", "odes", "layers")
-
-
-def workloads(kinds: Sequence[str], seed: int, compile: bool) -> Iterator[tuple[str, Functions, float]]:
-    """Name, functions and useful operations of each workload."""
-    if "steps" in kinds:
-        for widths, B, K in STEPS:
-            flops = 6.0 * B * K * param_spec(mlp(widths)).size
-            functions = step_functions(widths, B, K, seed, compile)
-            _warm(functions)
-            yield f"step {'-'.join(map(str, widths))} B={B} K={K}", functions, flops
-    if "calls" in kinds:
-        for widths, B in CALLS:
-            yield f"call {'-'.join(map(str, widths))} B={B}", call_functions(widths, B, seed), 0.0
-    if "odes" in kinds:
-        for name, (widths, B, N, K, T) in ODES.items():
-            functions = solve_functions(widths, B, N, K, T, seed, compile)
-            _warm(functions)
-            yield f"ode {name}", functions, 0.0
+from ..paths import PATHS
+from ._grid import KINDS, Case, cases
+from ._machine import busy, machine, peaks
+from ._measure import measure
+from ._records import Record, Records, best_of, describe, table
+from ._workloads import BY_HAND
 
 
-def _warm(functions: Functions) -> None:
-    if "compiled" in functions:
-        start = time.perf_counter()
-        functions["compiled"]()
-        print(f"compiled: {time.perf_counter() - start:.0f} s for the first call")
+def run(todo: Sequence[Case], seconds: float, seed: int, facts: dict[str, Any] | None = None) -> Iterator[list[Record]]:
+    """The records of each case in turn; the peaks that they needed, and what was busy, go into `facts`."""
+    facts = machine(seed) if facts is None else facts
+    for case in todo:
+        with threads(case.threads):
+            name = f"{case.device.type} {str(case.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+            if name not in facts["peaks"]:
+                facts["peaks"][name] = peaks(case.device, case.dtype)
+                facts["busy"] = busy(facts)
+            functions, reference = case.build()
+            settings = {"kind": case.kind, **case.settings}
+            peak = facts["peaks"][name]
+            yield measure(case.name, functions, seconds, reference, peak, case.dtype, case.device, **settings)
+    again = peaks(torch.device("cpu"), torch.float32)
+    first = next(
+        (p for name, p in facts["peaks"].items() if name.endswith(f"float32, {torch.get_num_threads()} threads")), again
+    )
+    if not 0.8 < again["gemm"] / first["gemm"] < 1.25:
+        facts["busy"] = [
+            *facts["busy"],
+            f"a GEMM got {first['gemm']:.0f} GFLOP/s at first, {again['gemm']:.0f} at the end",
+        ]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """That many threads, and as many as before afterwards; None changes nothing."""
+    before = torch.get_num_threads()
+    try:
+        if number:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def scores(records: Iterable[Record]) -> list[tuple[str, float]]:
+    """For each workload that `auto` ran on beside other paths: its time over that of the best, uncompiled."""
+    found = []
+    for name, group in groupby(records, lambda r: r.workload):
+        rows = [r for r in group if not r.compiled and r.path in (*PATHS, "auto")]
+        best, own = best_of(rows), next((r.ms for r in rows if r.path == "auto"), None)
+        if best is not None and own is not None and len(rows) > 1:
+            found.append((name, own / best))
+    return found
+
+
+def summary(ratios: Sequence[float]) -> str:
+    """How often `auto` is near the best, and how far it strays."""
+    near = [sum(r <= 1 + share for r in ratios) / len(ratios) for share in (0.10, 0.15)]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    return (
+        f"auto on {len(ratios)} workloads: within 10 % of the best on {near[0]:.0%}, within 15 % on {near[1]:.0%}; "
+        f"worst {max(ratios):.2f}x, geometric mean {mean:.3f}x"
+    )
+
+
+def claims(records: Iterable[Record]) -> list[str]:
+    """The claims of torch-hypernetwork-tutorials, each with what was measured of it."""
+    lines = []
+    for name, group in groupby(records, lambda r: r.workload):
+        rows = {r.path: r for r in group if not r.compiled}
+        loop, conv = rows.get("loop"), rows.get(BY_HAND) or rows.get("grouped_conv")
+        if loop is None or conv is None:
+            continue
+        kind = loop.settings.get("kind")
+        if kind == "steps" and loop.peak_mb and conv.peak_mb:
+            lines.append(
+                f'"equivalent storage": {name}: grouped convolution allocates {conv.peak_mb:.1f} MB, the loop '
+                f"{loop.peak_mb:.1f} MB, {conv.peak_mb / loop.peak_mb:.2f} times as much"
+            )
+        if kind == "odes" and loop.ms and conv.ms:
+            lines.append(
+                f'"1.5 h to 12 min" (7.5x): {name}: {conv.path} takes {conv.ms:.0f} ms, the loop {loop.ms:.0f} ms, '
+                f"{loop.ms / conv.ms:.1f}x"
+            )
+    return lines
+
+
+def progress(todo: list[Case]) -> Iterable[Case]:
+    """The cases, with a progress bar where tqdm is installed."""
+    if importlib.util.find_spec("tqdm") is None:
+        return todo
+    from tqdm import tqdm
+
+    return tqdm(todo, unit="workload")
+
+
+def main(argv: Sequence[str] | None = None) -> Records:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", choices=KINDS, default=["steps", "calls"])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each path of each workload")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="the compiled step as well (a minute to compile)")
-    parser.add_argument("--points", type=int, default=100, help="layers: how many of the grid")
-    parser.add_argument("--json", type=Path, help="where to save the records")
+    add = parser.add_argument
+    add("--workloads", nargs="+", choices=KINDS, default=list(KINDS), help="which; all by default")
+    add("--quick", action="store_true", help="a small part of the grid, in less than two minutes")
+    add("--seconds", type=float, help="of timing for each path of each workload; by default 0.5, quick 0.1")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--seed", type=int, default=0)
+    add("--compile", action="store_true", help="compiled steps and solves as well, a minute to compile each")
+    add("--points", type=int, default=100, help="layers: how many of all combinations")
+    add("--json", type=Path, help="where to save the records; what was measured is there even if the run is cut short")
+    add("--csv", type=Path, help="the same as a table")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    best, usual = gemm_peak()
-    load = os.getloadavg()[0]
-    print(f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}, load {load:.1f}")
-    print(f"GEMM peak {best:.0f} GFLOP/s")
-    if usual < 0.8 * best or load > (os.cpu_count() or 1):
-        print(f"BUSY: a GEMM usually gets {usual:.0f} of {best:.0f} GFLOP/s. Do not cite these figures.")
-    records: list[Record] = []
-    for name, functions, flops in workloads(args.workloads, args.seed, args.compile):
-        found = measure(name, functions, args.seconds, flops)
-        records += found
-        print(table(found, best), flush=True)
-    if "layers" in args.workloads:
-        ratios = []
-        for line, ratio in scores(args.points, args.seconds, args.seed):
-            ratios.append(ratio)
-            if ratio > 1.15:
-                print(f"{line:72} {ratio:.2f}x", flush=True)
-        print(summary(ratios))
-    if args.json:
-        machine = {"machine": platform.machine(), "threads": args.threads, "torch": torch.__version__, "gemm": best}
-        text = json.dumps({**machine, "seed": args.seed, "records": [asdict(r) for r in records]}, indent=1)
-        args.json.write_text(text)
+    seconds = args.seconds if args.seconds is not None else 0.1 if args.quick else 0.5
+    with threads(args.threads):
+        facts = machine(args.seed)
+        todo = list(cases(args.workloads, args.seed, args.compile, args.points, args.quick))
+        found: list[Record] = []
+        for rows in run(progress(todo), seconds, args.seed, facts):  # type: ignore[arg-type]
+            found += rows
+            print(table(rows), flush=True)
+            if args.json:
+                Records(tuple(found), facts).save(args.json)
+    result = Records(tuple(found), facts)
+    for path in (args.json, args.csv):
+        if path:
+            result.save(path)
+    rated = scores(found)
+    lines = [f"{ratio:.2f}x of the best: auto on {name}" for name, ratio in rated if ratio > 1.15]
+    print("\n".join([describe(facts), *claims(found), *lines, *([summary([r for _, r in rated])] if rated else [])]))
+    return result

@@ -1,33 +1,28 @@
-"""Times, memory and peaks: everything that is compared runs in one process, in turn, so that drift hits all alike."""
+"""Agreement, times, memory, operations: what is compared runs in one process, in turn, so that drift hits all alike."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import optree
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ._records import Record
 
 Functions = dict[str, Callable[[], Any]]
 TURN = 0.05  # seconds of one function before the next has its turn
-
-
-@dataclass(frozen=True)
-class Record:
-    """One path on one workload: microseconds (median, quartiles), peak allocated bytes, useful GFLOP/s."""
-
-    workload: str
-    path: str
-    median: float
-    quartiles: tuple[float, float]
-    peak: int
-    gflops: float
+LONG = 1.5  # seconds: a function that takes longer has fewer turns, and its operations are not counted
+COMPILED = " compiled"  # ends the name of what torch.compile made
 
 
 def interleaved(functions: Functions, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of each function: short runs of each, in turn, timed for about `seconds` in all.
+    """Microseconds of each function: short runs of each, in turn, timed for about `seconds` of each.
 
     The first call of a run is not counted: what another path left in the caches and with the allocator is no part
     of a training step, which follows a step of its own kind.
@@ -41,9 +36,12 @@ def interleaved(functions: Functions, seconds: float) -> dict[str, list[float]]:
     calls = {name: max(1, min(100, int(TURN / took))) for name, took in once.items()}
     turn = sum(once[name] * (1 + calls[name]) for name in functions)
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(max(5, int(seconds * len(functions) / turn))):
+    for n in range(max(5, int(seconds * len(functions) / turn))):
         for name, f in functions.items():
-            f()
+            if once[name] > LONG and n > 2:
+                continue
+            if once[name] < LONG:
+                f()
             for _ in range(calls[name]):
                 start = time.perf_counter()
                 f()
@@ -57,9 +55,27 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
     return low.item(), middle.item(), high.item()
 
 
-def peak_bytes(f: Callable[[], Any]) -> int:
+def synchronized(f: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """The function, done when its kernels are."""
+    if device.type != "cuda":
+        return f
+
+    def waits() -> Any:
+        result = f()
+        torch.cuda.synchronize(device)
+        return result
+
+    return waits
+
+
+def peak_bytes(f: Callable[[], Any], device: torch.device | None = None) -> int:
     """The most bytes that are allocated at once while f runs, beyond those allocated before."""
     f()
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        f()
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
         f()
     assert p.profiler is not None
@@ -72,35 +88,127 @@ def peak_bytes(f: Callable[[], Any]) -> int:
     return peak
 
 
-def gemm_peak(size: int = 2048, repeats: int = 9) -> tuple[float, float]:
-    """GFLOP/s of a dense product, the best and the median of some: far apart on a busy machine."""
-    a = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
-    times = interleaved({"gemm": lambda: a @ a}, 0)["gemm"] + interleaved({"gemm": lambda: a @ a}, 0)["gemm"][:repeats]
-    return 2e-3 * size**3 / min(times), 2e-3 * size**3 / quartiles(times)[1]
+class Counter(TorchDispatchMode):
+    """Counts operations and the bytes that operators read and write.
+
+    Operations by torch's own formulas (`FlopCounterMode` itself hooks into modules, which vmap does not bear); beside
+    products, multiplications and sums count, of which `broadcast` is made. A view moves no bytes, an expanded tensor
+    those that it has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        result = func(*args, **(kwargs or {}))
+        aliases = [r.alias_info for r in func._schema.returns]
+        if any(a is not None and not a.is_write for a in aliases):
+            return result
+        packet = func._overloadpacket
+        if packet is torch.ops.aten.convolution_backward:  # torch's own formula forgets the groups
+            y, x, w, _, *how = args
+            once = flop_registry[torch.ops.aten.convolution](x, w, None, *how[:4], out_val=y)
+            self.flops += once * sum(how[-1][:2])
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        elif packet in (torch.ops.aten.mul, torch.ops.aten.sum):
+            self.flops += max(args[0].numel(), result.numel())
+        tensors = [t for t in optree.tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]  # type: ignore[arg-type]
+        self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+        return result
 
 
-def measure(workload: str, functions: Functions, seconds: float, flops: float = 0) -> list[Record]:
-    """A record for each function."""
-    times = interleaved(functions, seconds)
-    records = []
-    for name, f in functions.items():
-        low, middle, high = quartiles(times[name])
-        records.append(Record(workload, name, middle, (low, high), peak_bytes(f), flops / middle / 1e3))
-    return records
+def count(f: Callable[[], Any]) -> tuple[int, int]:
+    """Operations, and bytes read and written, of one run."""
+    with Counter() as counter:
+        f()
+    return counter.flops, counter.bytes
 
 
-def table(records: list[Record], peak: float) -> str:
-    """The records of one workload; every time also as a multiple of the first's."""
-    first = records[0].median
-    lines = [
-        records[0].workload,
-        f"  {'path':13} {'us':>9} {'quartiles':>19} {'x first':>7} {'peak MB':>8} {'GEMM peak':>10}",
+def difference(got: Any, want: Any) -> float | None:
+    """The largest relative difference of two lists of tensors, each in norm; None where they are not the same lists.
+
+    A tensor with less than a hundredth of the whole norm is held to that hundredth: some gradients are zero but for
+    rounding.
+    """
+    ours, theirs = ([t for t in optree.tree_leaves(tree) if isinstance(t, Tensor)] for tree in (got, want))
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return None
+    norms = [t.detach().double().norm().item() for t in theirs]
+    least = 0.01 * sum(n * n for n in norms) ** 0.5
+    apart = [(a.detach().double() - b.detach().double()).norm().item() for a, b in zip(ours, theirs, strict=True)]
+    ratios = [
+        0.0 if d == 0 else d / max(n, least) if max(n, least) > 0 else float("inf")
+        for d, n in zip(apart, norms, strict=True)
     ]
-    for r in records:
-        low, high = r.quartiles
-        share = f"{r.gflops / peak:10.0%}" if r.gflops else ""
-        spread = f"{low:9.0f}-{high:<9.0f}"
-        lines.append(
-            f"  {r.path:13} {r.median:9.0f} {spread:>19} {r.median / first:7.2f} {r.peak / 2**20:8.1f} {share}"
+    return max(ratios, default=0.0)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Half of a number's digits, ``sqrt(eps)``: sums in another order lose some of them, a wrong rule the first."""
+    return torch.finfo(dtype).eps ** 0.5
+
+
+def measure(
+    workload: str,
+    functions: Functions,
+    seconds: float,
+    reference: Callable[[], Any] | None = None,
+    peak: dict[str, float] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    **settings: Any,
+) -> list[Record]:
+    """A record for each function: first its agreement with the reference, then what it costs.
+
+    A function that raises has a record that says so; one that disagrees is measured, and its record's note says that.
+    """
+    device = device or torch.device("cpu")
+    want = None if reference is None else reference()
+    errors, notes, running = {}, dict.fromkeys(functions, ""), {}
+    for name, f in functions.items():
+        try:
+            got = f()
+        except Exception as error:  # whatever it is: the comparison goes on, and says what came
+            first = (str(error).strip().splitlines() or [""])[0]
+            notes[name] = f"{type(error).__name__}: {first}"[:200]
+            continue
+        running[name] = synchronized(f, device)
+        errors[name] = None if want is None else difference(got, want)
+        if (errors[name] or 0.0) > tolerance(dtype):
+            notes[name] = f"differs from the loop by {errors[name]:.1e}, more than {tolerance(dtype):.1e}"
+    want = got = None
+    times = interleaved(running, seconds)
+    settings |= {"dtype": str(dtype).removeprefix("torch."), "device": device.type, "threads": torch.get_num_threads()}
+    build = partial(Record, workload, settings=settings)
+    counted: dict[str, tuple[int, int]] = {}
+    records = []
+    for name in functions:
+        path, compiled = name.removesuffix(COMPILED), name.endswith(COMPILED)
+        if name not in running:
+            records.append(build(path, compiled, note=notes[name]))
+            continue
+        low, middle, high = (t / 1e3 for t in quartiles(times[name]))
+        if not compiled and middle < 1e3 * LONG:
+            counted[path] = count(functions[name])
+        flops, traffic = counted.get(path, (None, None))
+        records.append(
+            build(
+                path,
+                compiled,
+                middle,
+                high - low,
+                len(times[name]),
+                peak_bytes(functions[name], device) / 2**20,
+                None if flops is None else flops / 1e9,
+                None if traffic is None else traffic / 1e9,
+                None if flops is None or peak is None else flops / 1e6 / middle / peak["gemm"],
+                None if traffic is None or peak is None else traffic / 1e6 / middle / peak["bandwidth"],
+                errors[name],
+                notes[name],
+            )
         )
-    return "\n".join(lines)
+    return records

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import optree
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,12 +14,12 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from .. import ode
-from ..compose import compose
 from ..evaluate import bind
 from ..hypernets import full, with_base
 from ..params import param_spec
 from ..paths import PATHS
-from ._measure import Functions
+from ._compare import steps
+from ._measure import COMPILED, Functions
 
 STEPS = [  # layer widths, B, K: one input for each of B networks
     ((784, 32, 10), 256, 16),
@@ -36,6 +37,7 @@ ODES = {  # layer widths, B, N, K, times: RK4, four evaluations a step
 }
 WAYS: dict[str, dict[str, Any]] = {
     "deferred": {"gradient": "deferred"},
+    "adjoint": {"gradient": "adjoint", "path": "bmm"},
     "bmm": {"path": "bmm"},
     "grouped_conv": {"path": "grouped_conv"},
     "vmap": {"path": "vmap"},
@@ -43,10 +45,25 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+BY_HAND = "grouped_conv by hand"
+Workload = tuple[Functions, Callable[[], Any]]
+"""What is compared, by name, and the function that all are held to."""
+
+
 def mlp(widths: Sequence[int]) -> nn.Module:
     """Linear layers with SiLU between."""
     layers = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), nn.SiLU())]
     return nn.Sequential(*layers[:-1])
+
+
+def problem(main: nn.Module, size: Sequence[int], B: int, K: int, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    """main, hyper, phi, cond ``(B, K)`` (the features themselves) and x ``(B, *size)``; all of them require grad."""
+    generator = torch.Generator().manual_seed(seed)
+    main = main.to(dtype)
+    hyper = full(param_spec(main), K, hidden=())
+    phi = hyper.init(generator)
+    cond, x = (torch.randn(B, *s, generator=generator).to(dtype).requires_grad_() for s in ((K,), size))
+    return main, hyper, phi, cond, x
 
 
 def by_hand(features: Tensor, heads: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
@@ -63,38 +80,39 @@ def by_hand(features: Tensor, heads: list[tuple[Tensor, Tensor]], x: Tensor) -> 
     return x
 
 
-def step_functions(widths: Sequence[int], B: int, K: int, seed: int, compile: bool = False) -> Functions:
+def step_functions(widths: Sequence[int], B: int, K: int, seed: int, compile: bool = False) -> Workload:
     """One training step, forward and backward, head included, for each path; and what a step is compared with."""
-    generator = torch.Generator().manual_seed(seed)
-    main = mlp(widths)
-    spec = param_spec(main)
-    hyper = full(spec, K, hidden=())
-    phi = hyper.init(generator)
-    cond = torch.randn(B, K, generator=generator).requires_grad_()
-    x = torch.randn(B, widths[0], generator=generator).requires_grad_()
+    main, hyper, phi, cond, x = problem(mlp(widths), (widths[0],), B, K, seed)
     heads = [(phi[f"head.{n}.weight"], phi[f"head.{n}.bias"]) for n in range(0, 2 * len(widths) - 2, 2)]
-    W = torch.randn(spec.size, K, generator=generator).requires_grad_()
-    c = torch.randn(spec.size, generator=generator).requires_grad_()
+    generator = torch.Generator().manual_seed(seed)
+    W = torch.randn(hyper.spec.size, K, generator=generator).requires_grad_()
+    c = torch.randn(hyper.spec.size, generator=generator).requires_grad_()
+    paths, reference = steps(main, hyper, phi, cond, x, [*PATHS, "auto"], seed=seed)
+    slope = torch.randn(B, widths[-1], generator=torch.Generator().manual_seed(seed))  # as `steps` draws it
 
     def step(y: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(y().sum(), leaves)
+        def run() -> Any:
+            value = y()
+            return [
+                value.detach(),
+                *torch.autograd.grad(value, leaves, slope if value.shape == slope.shape else torch.ones_like(value)),
+            ]
 
-    leaves = (*phi.values(), cond)
+        return run
+
+    leaves = optree.tree_leaves((phi, cond))  # type: ignore[arg-type]  # in the order in which `steps` has them
     functions = {
         "by hand": step(lambda: by_hand(cond, heads, x), *leaves, x),
         "head alone": step(lambda: F.linear(cond, W, c), W, c, cond),
         "apply": step(lambda: hyper.apply(phi, cond), *leaves),
+        **paths,
     }
-    for path in (*PATHS, "auto"):
-        model = compose(hyper, main, path)
-        functions[path] = step(lambda model=model: model(phi, cond, x), *leaves, x)
     if compile:
-        compiled = torch.compile(compose(hyper, main))
-        functions["compiled"] = step(lambda: compiled(phi, cond, x), *leaves, x)
-    return functions
+        functions |= steps(main, hyper, phi, cond, x, ["auto"], [True], seed=seed)[0]
+    return functions, reference
 
 
-def call_functions(widths: Sequence[int], B: int, seed: int) -> Functions:
+def call_functions(widths: Sequence[int], B: int, seed: int) -> Workload:
     """One forward call of bound networks, the same by hand, and the module itself with its calls looked at."""
     generator = torch.Generator().manual_seed(seed)
     main = mlp(widths)
@@ -113,19 +131,19 @@ def call_functions(widths: Sequence[int], B: int, seed: int) -> Functions:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return func(*args, **(kwargs or {}))
 
-    def watched() -> Tensor:
+    def watched() -> None:  # what it computes is no one's to compare: its weights are the module's own
         with Nothing(), torch.no_grad():
-            return main(x)
+            main(x)
 
     functions: Functions = {
         "bmm by hand": bmm_by_hand,
-        "vmap by hand": lambda: each(params, x.unsqueeze(1)),
+        "vmap by hand": lambda: each(params, x.unsqueeze(1)).squeeze(1),
         "one network": watched,
     }
     for path in PATHS:
         net = bind(main, params, path)
         functions[path] = lambda net=net: net(x)
-    return functions
+    return functions, functions["loop"]
 
 
 def grouped_by_hand(theta: Tensor, widths: Sequence[int], y: Tensor) -> Tensor:
@@ -138,7 +156,7 @@ def grouped_by_hand(theta: Tensor, widths: Sequence[int], y: Tensor) -> Tensor:
     return x.view(B, -1, N).transpose(1, 2)
 
 
-def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed: int, compile: bool) -> Functions:
+def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed: int, compile: bool) -> Workload:
     """One training step: solve, loss and backward, head included, for each way."""
     generator = torch.Generator().manual_seed(seed)
     main = mlp(widths)
@@ -161,8 +179,8 @@ def solve_functions(widths: Sequence[int], B: int, N: int, K: int, T: int, seed:
         ys = odeint(lambda t, y: grouped_by_hand(theta, widths, y), y0, t, method="rk4")
         return torch.autograd.grad(ys.square().mean(), list(phi.values()))  # type: ignore[union-attr]
 
-    functions = {**{way: step(options) for way, options in WAYS.items()}, "by hand": by_hand}
+    functions = {**{way: step(options) for way, options in WAYS.items()}, BY_HAND: by_hand}
     if compile:
         compiled = {"gradient": "deferred", "path": "bmm", "compile": True}
-        return {"compiled": step(compiled), "two tiles": step(compiled, (B + 1) // 2), **functions}
-    return functions
+        functions |= {"deferred" + COMPILED: step(compiled), "two tiles" + COMPILED: step(compiled, (B + 1) // 2)}
+    return functions, functions["loop"]
