@@ -42,12 +42,18 @@ def choose(leaf: Leaf, load: Load) -> Choice:
     """The cheaper form of one weight."""
     if not isinstance(leaf, Generated) or leaf.head.dim() != 3:
         return keep(leaf, load)
-    (K, O, I), B, E = leaf.head.shape, max(1, load.networks), load.evaluations
-    contract = load.inputs * E * K * (1 + BETWEEN / max(1, O, I)) + HEAD * (E - 1) * K / B
-    materialise = K + ONCE + (EACH if B * O * I <= CACHED else FAR) * E
+    K, O, I = leaf.head.shape
+    contract, materialise = costs(O, I, K, load)
     if contract <= materialise:
         return Choice(leaf, contracted(O, I), _reason(contract, "<=", materialise, load, K))
     return Choice(materialize(leaf), "dense, bmm", _reason(contract, ">", materialise, load, K))
+
+
+def costs(O: int, I: int, K: int, load: Load) -> tuple[float, float]:
+    """What contracting and what materialising a weight ``(O, I)`` costs, from K features: see above."""
+    B, E = max(1, load.networks), load.evaluations
+    contract = load.inputs * E * K * (1 + BETWEEN / max(1, O, I)) + HEAD * (E - 1) * K / B
+    return contract, K + ONCE + (EACH if B * O * I <= CACHED else FAR) * E
 
 
 def _reason(contract: float, sign: str, materialise: float, load: Load, K: int) -> str:

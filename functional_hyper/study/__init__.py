@@ -15,8 +15,10 @@ from ._measure import measure as measure
 from ._measure import peak_bytes as peak_bytes
 from ._model import layer as layer
 from ._model import predicted as predicted
+from ._model import rule as rule
 from ._records import Record as Record
 from ._records import Records as Records
+from ._records import describe as describe
 from ._records import table as table
 from ._workloads import call_functions as call_functions
 from ._workloads import solve_functions as solve_functions

@@ -33,7 +33,7 @@ def interleaved(functions: Functions, seconds: float) -> dict[str, list[float]]:
         start = time.perf_counter()
         f()
         once[name] = time.perf_counter() - start
-    calls = {name: max(1, min(100, int(TURN / took))) for name, took in once.items()}
+    calls = {name: max(1, min(100, int(min(TURN, seconds / 5) / took))) for name, took in once.items()}
     turn = sum(once[name] * (1 + calls[name]) for name in functions)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for n in range(max(5, int(seconds * len(functions) / turn))):

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..paths import Load
+from ..paths.auto import costs
+
 COPIES = {"loop": 2, "vmap": 4, "bmm": 4, "grouped_conv": 0, "broadcast": 0}
 """Further times that dense weights move: gradients that are stacked, or copied from a transposed layout."""
 
@@ -42,3 +45,9 @@ def predicted(
     """Milliseconds for layers ``(O, I)`` at the machine's peaks: operations, then bytes (of float32)."""
     costs = [layer(path, O, I, K, B, N, E) for O, I in layers]
     return sum(f / peak["gemm"] + 4 * n / peak["bandwidth"] for f, n in costs) / 1e6
+
+
+def rule(O: int, I: int, K: int, B: int, N: int, E: int) -> float:
+    """What contracting costs over what materialising costs, as path="auto" weighs them: it contracts up to 1."""
+    contract, materialise = costs(O, I, K, Load(B, N, E))
+    return contract / materialise
