@@ -92,7 +92,7 @@ def crossover(records: Records) -> Figure:
             for x, ratio in enumerate(line):
                 axes.text(x, y, f"{2**ratio:.2g}", ha="center", va="center")
         fine = torch.linspace(-0.5, len(ns) - 0.5, 60), torch.linspace(-0.5, len(ks) - 0.5, 60)
-        value = lambda t, marks: marks[0] * (marks[-1] / marks[0]) ** (float(t) / max(1, len(marks) - 1))
+        value = lambda t, marks: marks[0] * (marks[-1] / marks[0]) ** max(0.0, float(t) / max(1, len(marks) - 1))
         load = (lambda n: (n, 1)) if letter == "N" else (lambda n: (1, n))
         rule = [[math.log(study.rule(O, I, value(k, ks), B, *load(value(n, ns)))) for n in fine[0]] for k in fine[1]]
         axes.contour(*(f.tolist() for f in fine), rule, levels=[0.0], colors="black", linewidths=2)
