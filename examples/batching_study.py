@@ -48,22 +48,24 @@ def against_b(axes: Axes, rows: list[Record], value: str) -> None:
 
 
 def time_against_b(records: Records) -> Figure:
-    """Measured, and as the cost model has it: the time of one network, and operations and bytes at the peaks."""
+    """Measured, and as the cost model has it: operations and bytes at the peaks, and calls priced at the smallest B."""
     figure, (left, right) = panels(records, 2)
     rows = of(records, "B")
     peak = next(p for name, p in records.machine["peaks"].items() if name.startswith("cpu float32"))
     for axes in (left, right):
         against_b(axes, rows, "ms")
     left.set(ylabel="ms")
-    right.set(title="dotted: predicted from operations, bytes, and B = 1")
+    right.set(title="dotted: operations and bytes at the peaks, and calls")
     for path in ("loop", "grouped_conv", "bmm", "broadcast", "contracted"):
         own = [r for r in rows if r.path == path]
-        first = own[0]
-        calls = [r.settings["B"] if path == "loop" else 1 for r in own]  # what is paid for each call, not each number
-        layers = [(o, i) for i, o in pairwise(first.settings["widths"])]
+        networks, took = ([r.settings["B"] for r in own], [r.ms or 0.0 for r in own])
+        layers = [(o, i) for i, o in pairwise(own[0].settings["widths"])]
         model = [study.predicted(path, layers, r.settings["K"] + 1, r.settings["B"], 1, 1, peak) for r in own]
-        times = [n * max(0.0, (first.ms or 0.0) - model[0]) + m for n, m in zip(calls, model, strict=True)]
-        right.plot([r.settings["B"] for r in own], times, ":", color=COLOURS[path], linewidth=3)
+        # what one network costs beyond the model is the price of calls; only the loop pays it for each network
+        calls = took[0] - model[0]
+        more = (took[1] - took[0] - model[1] + model[0]) / (networks[1] - networks[0]) if path == "loop" else 0.0
+        times = [m + calls + more * (n - networks[0]) for n, m in zip(networks, model, strict=True)]
+        right.plot(networks, times, ":", color=COLOURS[path], linewidth=3)
     left.legend()
     return figure
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import batching_study
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from functional_hyper.study import (
     main,
     measure,
     peak_bytes,
+    rule,
     scores,
     solve_functions,
     step_functions,
@@ -219,10 +221,27 @@ def test_the_grid_covers_what_it_says():
 
 
 def test_the_command_runs_a_sweep_and_saves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["--quick", "--workloads", "conv", "crossover", "--seconds", "0.01", "--threads", "1"]
+    arguments = ["--quick", "--workloads", "conv", "crossover", "--seconds", "0", "--threads", "1"]
     found = main([*arguments, "--json", str(tmp_path / "out.json"), "--csv", str(tmp_path / "out.csv")])
     text = capsys.readouterr().out
     assert "GEMM" in text
     assert "auto on 7 workloads" in text
     assert Records.load(tmp_path / "out.json") == found
     assert {r.note for r in found} == {""}, "paths agree, convolutional networks too"
+
+
+def test_figures_are_drawn_of_the_records(tmp_path: Path):
+    main(["--quick", "--workloads", "B", "crossover", "--seconds", "0", "--json", str(tmp_path / "study.json")])
+    saved = batching_study.main(["--json", str(tmp_path / "study.json"), "--out", str(tmp_path)])
+    assert [p.stem for p in saved] == ["time_against_b", "memory_against_b", "crossover"], "there are no odes"
+    assert all(1_000 < p.stat().st_size < 150_000 for p in saved)
+
+
+@pytest.mark.parametrize("load", [(64, 1, 1), (64, 1, 16), (64, 16, 1), (4, 1, 4)])
+def test_the_rule_that_is_drawn_is_the_one_that_auto_follows(load: tuple[int, int, int]):
+    B, N, E = load
+    layer = nn.Linear(64, 64)
+    hyper = fh.full(fh.param_spec(layer), in_features=15, hidden=())
+    model = fh.compose(hyper, layer, many=True, evaluations=E)
+    form = model.bind(hyper.init(), torch.zeros(B, 15), torch.zeros(B, N, 64)).choices[0].form
+    assert form.startswith("contracted") == (rule(64, 64, 16, B, N, E) <= 1)
