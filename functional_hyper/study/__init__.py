@@ -9,6 +9,7 @@ from ._compare import steps as steps
 from ._grid import KINDS as KINDS
 from ._grid import cases as cases
 from ._grid import linear_layers as linear_layers
+from ._machine import machine as machine
 from ._measure import count as count
 from ._measure import interleaved as interleaved
 from ._measure import measure as measure
