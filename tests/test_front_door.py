@@ -13,7 +13,7 @@ import functional_hyper as fh
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("examples/*.md")]
 FIGURES = sorted((ROOT / "examples/figures").glob("*.png"))
-SHARED = {"checkpoints", "data", "dynamics", "pictures", "training"}  # no examples of their own
+SHARED = {"checkpoints", "data", "dynamics", "pictures", "step_folders", "training"}  # no examples of their own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
