@@ -14,7 +14,6 @@ import importlib.util
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -23,31 +22,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 from tqdm import tqdm
 
 import functional_hyper as fh
+from functional_hyper import study
 
-WORKLOADS = {  # layer widths, B, K
-    "784-32-10 B=256 K=16": ((784, 32, 10), 256, 16),
-    "784-32-10 B=1024 K=16": ((784, 32, 10), 1024, 16),
-    "784-256-256-10 B=128 K=32": ((784, 256, 256, 10), 128, 32),
-    "16-128-128-16 B=256 K=32": ((16, 128, 128, 16), 256, 32),
-    "2-64-64-2 B=256 K=32": ((2, 64, 64, 2), 256, 32),
-}
+WORKLOADS = {f"{'-'.join(map(str, widths))} B={B} K={K}": (widths, B, K) for widths, B, K in study.STEPS}
 OURS = ("this library", "compiled")
-TURN = 0.05  # seconds of one way before the next has its turn
 
 # What each way starts from: W (P, K) and c (P,), the head; features (B, K); x (B, I).
 Start = tuple[Tensor, Tensor, Tensor, Tensor]
 Step = Callable[[], tuple[Any, ...]]  # y, then the gradients of y.sum() for W, c, features and x
 Way = Callable[[Sequence[int], Start], Step]
-
-
-def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with SiLU between."""
-    return nn.Sequential(*[m for i, o in pairwise(widths) for m in (nn.Linear(i, o), nn.SiLU())][:-1])
 
 
 def with_gradients(f: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Step:
@@ -61,7 +49,7 @@ def with_gradients(f: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Step:
 def library(widths: Sequence[int], start: Start, path: str = "auto", compile: bool = False) -> Step:
     """`fh.compose` with the head's values in phi; gradients of phi in the head's own layout."""
     W, c, features, x = start
-    main = mlp(widths)
+    main = study.mlp(widths)
     spec = fh.param_spec(main)
     model = fh.compose(fh.full(spec, W.shape[1], hidden=()), main, path)
     run = torch.compile(model) if compile else model
@@ -78,7 +66,7 @@ def library(widths: Sequence[int], start: Start, path: str = "auto", compile: bo
 
 def vmap_by_hand(widths: Sequence[int], start: Start) -> Step:
     """What the documentation of `torch.func` suggests: unravel, then `vmap` of `functional_call`."""
-    main = mlp(widths)
+    main = study.mlp(widths)
     shapes = {n: p.shape for n, p in main.named_parameters()}
     each = vmap(lambda params, x: functional_call(main, params, (x,)))
 
@@ -93,12 +81,7 @@ def grouped_by_hand(widths: Sequence[int], start: Start) -> Step:
     """Published code's way: slices of the flat vectors as the kernels of one convolution with B groups."""
 
     def f(W: Tensor, c: Tensor, features: Tensor, x: Tensor) -> Tensor:
-        theta, B, at = F.linear(features, W, c), len(x), 0
-        y = x.reshape(1, -1, 1)
-        for n, (i, o) in enumerate(pairwise(widths)):
-            w, b = theta[:, at : at + o * i].reshape(B * o, i, 1), theta[:, at + o * i : at + o * i + o].reshape(-1)
-            y, at = F.conv1d(F.silu(y) if n else y, w, b, groups=B), at + o * i + o
-        return y.view(B, -1)
+        return study.grouped_by_hand(F.linear(features, W, c), widths, x.unsqueeze(1)).squeeze(1)
 
     return with_gradients(f, start)
 
@@ -107,7 +90,7 @@ def hyper_nn(widths: Sequence[int], start: Start) -> Step:
     """hyper-nn's functional target network under the `vmap` that its users write."""
     from hypernn.torch.hypernet import TorchHyperNetwork
 
-    net = TorchHyperNetwork.from_target(mlp(widths))  # warns: it calls what torch has deprecated
+    net = TorchHyperNetwork.from_target(study.mlp(widths))  # warns: it calls what torch has deprecated
     each = vmap(lambda theta, x: net.target_forward(x, generated_params=theta))
     return with_gradients(lambda W, c, features, x: each(F.linear(features, W, c), x), start)
 
@@ -195,20 +178,9 @@ def disagreement(found: tuple[Any, ...], reference: tuple[Any, ...]) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def in_turn(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each step: short runs of each in turn, the first call of a run not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds * len(steps) or len(times[next(iter(steps))]) < 5:
-        for name, step in steps.items():
-            step()
-            turn = now = time.perf_counter()
-            while now - turn < TURN:
-                before = time.perf_counter()
-                step()
-                now = time.perf_counter()
-                times[name].append(1e3 * (now - before))
-    return {name: statistics.median(t) for name, t in times.items()}
+def medians(steps: dict[str, Step], seconds: float) -> dict[str, float]:
+    """Median milliseconds of each step."""
+    return {name: statistics.median(us) / 1e3 for name, us in study.interleaved(steps, seconds).items()}
 
 
 def main() -> None:
@@ -228,7 +200,7 @@ def main() -> None:
         for name, step in steps.items():
             if not (error := disagreement(step(), reference)) < 1e-4:  # float32, sums of up to B K = 16,000 terms
                 raise SystemExit(f"{name} does not agree with the loop on {workload}: {error:.1e}")
-        rows[workload] = in_turn(steps, args.seconds)
+        rows[workload] = medians(steps, args.seconds)
     print(table(rows))
     if args.json:
         about = {"machine": platform.machine(), "threads": args.threads, "torch": torch.__version__, "seed": args.seed}

@@ -21,6 +21,9 @@ from ._records import Record as Record
 from ._records import Records as Records
 from ._records import describe as describe
 from ._records import table as table
+from ._workloads import STEPS as STEPS
 from ._workloads import call_functions as call_functions
+from ._workloads import grouped_by_hand as grouped_by_hand
+from ._workloads import mlp as mlp
 from ._workloads import solve_functions as solve_functions
 from ._workloads import step_functions as step_functions

@@ -43,8 +43,8 @@ def predicted(
     path: str, layers: Iterable[tuple[int, int]], K: int, B: int, N: int, E: int, peak: dict[str, float]
 ) -> float:
     """Milliseconds for layers ``(O, I)`` at the machine's peaks: operations, then bytes (of float32)."""
-    costs = [layer(path, O, I, K, B, N, E) for O, I in layers]
-    return sum(f / peak["gemm"] + 4 * n / peak["bandwidth"] for f, n in costs) / 1e6
+    priced = [layer(path, O, I, K, B, N, E) for O, I in layers]
+    return sum(f / peak["gemm"] + 4 * n / peak["bandwidth"] for f, n in priced) / 1e6
 
 
 def rule(O: int, I: int, K: int, B: int, N: int, E: int) -> float:
