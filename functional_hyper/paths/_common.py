@@ -34,8 +34,12 @@ def batch_norm(
     scale = torch.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    to = (1, -1, *[1] * (input.dim() - 3))
-    return torch.addcmul(shift.unflatten(1, to), input, scale.unflatten(1, to))
+    return torch.addcmul(over(shift, input), input, over(scale, input))
+
+
+def over(rows: Any, y: Tensor) -> Tensor:
+    """``(B, C)`` as channels of y ``(B, N, C, ...)``."""
+    return rows.unflatten(1, (1, -1, *[1] * (y.dim() - 3)))
 
 
 COMMON: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention, F.batch_norm: batch_norm}

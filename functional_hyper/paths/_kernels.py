@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, data_of
+from ._common import over
 
 
 def keeps(leaf: Leaf) -> bool:
@@ -53,11 +54,6 @@ def update(conv: Callable[..., Tensor], x: Tensor, w: LowRank, how: dict[str, An
     inputs = x.expand(B, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
     few = conv(inputs, taps, None, groups=B, **how).unflatten(1, (B, r)).transpose(0, 1)
     return ((w.scale * w.u).unsqueeze(1) @ few.flatten(3)).unflatten(-1, few.shape[3:])
-
-
-def over(rows: Any, y: Tensor) -> Tensor:
-    """``(B, O)`` as channels of y ``(B, N, O, ...)``."""
-    return rows.unflatten(1, (1, -1, *[1] * (y.dim() - 3)))
 
 
 WORTH = 3  # times more weights than pixels, where an update of low rank is a convolution of its own
