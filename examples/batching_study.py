@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pictures
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
@@ -160,8 +161,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
             print(f"{name}: the records have no {kind}")
             continue
         saved.append(args.out / f"{name}.png")
-        draw(records).savefig(saved[-1], dpi=80)
-        print(f"figure: {saved[-1]}")
+        pictures.save(draw(records), saved[-1])
     print(study.describe(records.machine))
     return saved
 
