@@ -141,13 +141,14 @@ def test_a_run_and_its_interruption(
     assert (tmp_path / "whole" / f"{example}.png").read_bytes().startswith(b"\x89PNG")
 
     argv = arguments(mnist_dir, tmp_path / "parts", "--resume")
+    former = signal.getsignal(signal.SIGINT)  # a shell's background jobs start with it ignored
     with monkeypatch.context() as patch:
         patch.setattr(training, "random_shift", at_step(STEPS + 2, interrupt))
         with pytest.raises(SystemExit) as stopped:
             run(example, argv)
     assert stopped.value.code == 130
     assert f"interrupted after step {STEPS + 2}, which is saved" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is former
     run(example, argv)
     assert f"resumed after step {STEPS + 2} of {3 * STEPS}" in capsys.readouterr().out
     assert_same_bits(phi_of(tmp_path / "parts"), phi_of(tmp_path / "whole"))
