@@ -15,7 +15,7 @@ import torch._C._functorch as _C
 from torch import Tensor
 from torch._functorch import predispatch
 from torch._functorch.vmap import lazy_load_decompositions, vmap_increment_nesting
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 lazy_load_decompositions()
 
@@ -65,6 +65,8 @@ def physical(tensor: Tensor, level: int) -> Tensor | None:
     inner, dim = _C._unwrap_batched(tensor, level)
     if dim is None:
         return None
+    if is_exporting():  # which has no record of the tensor inside
+        return predispatch._remove_batch_dim(tensor, level, inner.shape[dim], 0)
     return inner.movedim(dim, 0) if dim else inner
 
 

@@ -34,7 +34,7 @@ def convolution(conv: Callable[..., Tensor]) -> Callable[..., Any]:
         low, (O, I, *_) = isinstance(weight, LowRank), weight.shape
         if input.dim() != len(weight.shape) + 1 or input.shape[2] != I * groups or (low and groups != 1):
             return NotImplemented
-        if input.dtype != data_of(weight).dtype or torch.is_autocast_enabled(input.device.type) or not input.numel():
+        if input.dtype != data_of(weight).dtype or not input.numel():
             return NotImplemented
         pixels = input[0].numel() // input.shape[2] * (input.shape[2] + O)
         if weight.base.numel() < (WORTH if low else 1) * pixels:

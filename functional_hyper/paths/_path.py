@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
@@ -137,7 +136,7 @@ def linear(product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Callab
         if not isinstance(input, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 3 or input.dim() < 2:
             return NotImplemented
         B, O, I = weight.shape
-        if input.shape[-1] != I or input.shape[0] not in (1, B) or not same_dtype(input, weight):
+        if input.shape[-1] != I or input.shape[0] not in (1, B) or input.dtype != weight.dtype:
             return NotImplemented
         if bias is not None and bias.shape not in ((B, O), (1, O)):
             return NotImplemented
@@ -157,8 +156,3 @@ def with_rows(product: Callable[[Tensor, Any, Any], Tensor], x: Tensor, w: Any, 
     if x.dim() == 2:
         return product(x.unsqueeze(1), w, b).squeeze(1)
     return product(x.flatten(1, -2), w, b).unflatten(1, x.shape[1:-1])
-
-
-def same_dtype(x: Tensor, w: Tensor) -> bool:
-    """Whether torch would multiply them; under autocast it sees to that itself."""
-    return x.dtype == w.dtype or torch.is_autocast_enabled(x.device.type)

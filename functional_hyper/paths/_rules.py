@@ -22,6 +22,7 @@ from .._errors import Hidden, bad
 from .._functorch import batched, level_of, outside, physical, unwrapped
 from .._types import Table
 from ..weights import STRUCTURED, Leaf, Structured, data_of, shape_of
+from ._autocast import LOWERED, lowered
 from ._guards import MENDS, call_name, changed, may_write, updated, writes
 from ._layers import PARTS
 from ._main import Caller
@@ -78,7 +79,9 @@ class Rules(TorchFunctionMode):
         self.caller = caller
         self.table, self.level, self.log = table, level, log
         self.known = known
-        self.structured = any(isinstance(leaf, STRUCTURED) for _, leaf in known.values())
+        leaves = [leaf for _, leaf in known.values()]
+        self.structured = any(isinstance(leaf, STRUCTURED) for leaf in leaves)
+        self.kind = data_of(leaves[0]).device.type
         self.dense: dict[int, Tensor] = {}
         self.written: list[Tensor] = []
         self.call: Any = None
@@ -87,9 +90,10 @@ class Rules(TorchFunctionMode):
         self.call = func
         if not is_compiling() and (kwargs or may_write(func)) and (written := writes(func, args, kwargs)):
             self._refuse_writes(func, written)
+        lowers = func in LOWERED and torch.is_autocast_enabled(self.kind)
         rule = self.table.get(func)
         if rule is not None:
-            answer = self._answer(rule, args, kwargs)
+            answer = self._answer(rule, args, kwargs, lowers)
             if answer is not NotImplemented:
                 if self.log is not None:
                     self._note(func, args, rule.__name__)
@@ -106,6 +110,8 @@ class Rules(TorchFunctionMode):
                 return answer
         if self.structured and func not in METADATA:
             args, kwargs = self._dense_args(args, kwargs)
+        if lowers and func is not torch.einsum:  # which is no product where it sums nothing, and lowers its own
+            args, kwargs = optree.tree_map(lowered, (args, kwargs or {}), none_is_leaf=True)  # type: ignore[assignment]
         if (mend := MENDS.get(func)) is not None:
             answer = mend(*args, **(kwargs or {}))
             if answer is not NotImplemented:
@@ -114,7 +120,7 @@ class Rules(TorchFunctionMode):
             self._note(func, args, "vmap")
         return func(*args, **kwargs) if kwargs else func(*args)
 
-    def _answer(self, rule: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _answer(self, rule: Callable[..., Any], args: Any, kwargs: Any, lowers: bool) -> Any:
         """What the rule makes of the call; NotImplemented where a tensor is not ours to unwrap."""
         ours = False
         given: list[Any] = []
@@ -131,6 +137,8 @@ class Rules(TorchFunctionMode):
             given.append(arg)
         if not ours:
             return NotImplemented
+        if lowers:
+            given = [lowered(arg) for arg in given]
         if not kwargs:
             return outside(self.level, rule, given)
         try:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..weights import STRUCTURED, Generated, Grouped, Leaf, LowRank, Scaled, Structured, data_of, materialize, shape_of
 from . import bmm
 from ._kernels import KERNELS, keeps
-from ._path import Choice, Load, Path, same_dtype, with_rows
+from ._path import Choice, Load, Path, with_rows
 from ._rows import grouped
 
 
@@ -74,7 +74,7 @@ def contract(input: Any, weight: Any, bias: Any = None) -> Any:
     O, I = shape_of(weight)
     if not isinstance(input, Tensor) or input.dim() < 2 or input.shape[-1] != I:
         return NotImplemented
-    if not same_dtype(input, data_of(weight)):
+    if input.dtype != data_of(weight).dtype:
         return NotImplemented
     if bias is not None and (not isinstance(bias, Tensor) or bias.dim() != 2 or bias.shape[-1] != O):
         return NotImplemented

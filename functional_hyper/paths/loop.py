@@ -63,9 +63,9 @@ def _rows(arg: Any, every: range) -> Sequence[Any]:
 def _stack(*ys: Any) -> Any:
     """Every network's output; what is not a tensor must be the same for all."""
     if isinstance(ys[0], Tensor):
-        shapes = {tuple(y.shape): None for y in ys}
-        if len(shapes) > 1:
-            raise bad("main", "outputs of one shape for all networks", [*shapes], "pad them, or return a mask")
+        if any(y.shape != ys[0].shape for y in ys):
+            shapes = [*dict.fromkeys(tuple(y.shape) for y in ys)]
+            raise bad("main", "outputs of one shape for all networks", shapes, "pad them, or return a mask")
         return torch.stack(ys)
     if not isinstance(ys[0], PLAIN) or any(y != ys[0] for y in ys):
         got = type(ys[0]).__name__ if not isinstance(ys[0], PLAIN) else "numbers that differ from network to network"
