@@ -27,19 +27,22 @@ from .. import weights
 from .._errors import Hidden
 from .._functorch import is_concrete
 from ..weights import STRUCTURED, Generated, Leaf, batch_of, data_of, group, materialize, shape_of
+from . import loop
 from ._main import Caller
 from ._path import Choice, Load, Path
 from ._rows import WASTE, sorts
 from ._rules import Log
 from .contracted import TABLE, contracted, keep
 
-BETWEEN, HEAD, ONCE, EACH, FAR = 25.0, 120.0, 20.0, 10.0, 75.0  # m, h, a, b, and b beyond the cache
+BETWEEN, HEAD, ONCE, EACH, FAR = 25.0, 120.0, 20.0, 20.0, 75.0  # m, h, a, b, and b beyond the cache
 CACHED = 2**20  # dense weights of all networks that stay in a cache between evaluations
 COPY = 100.0  # what a dense weight costs that is copied to the rows that use it
 
 
 def choose(leaf: Leaf, load: Load) -> Choice:
     """The cheaper form of one weight."""
+    if load.networks == 1:
+        return Choice(materialize(leaf), "dense", "one network is called as it is")
     if not isinstance(leaf, Generated) or leaf.head.dim() != 3:
         return keep(leaf, load)
     K, O, I = leaf.head.shape
@@ -81,9 +84,14 @@ def gather(leaf: Leaf, index: Tensor) -> Leaf:
 
 
 class Auto(Path):
-    """Factors where they pay; dense weights after all where the main network's own transforms must see them."""
+    """Factors where they pay; dense weights after all where the main network's own transforms must see them.
+
+    One network alone has nothing to batch.
+    """
 
     def bind(self, caller: Caller, leaves: Sequence[Leaf], randomness: str, shared: bool) -> Callable[..., Any]:  # type: ignore[override]
+        if batch_of(leaves[0])[0] == 1:
+            return loop.PATH.bind(caller, leaves, randomness, shared)
         bound = super().bind(caller, leaves, randomness, shared)
         if not any(isinstance(leaf, STRUCTURED) for leaf in leaves):
             return bound
