@@ -1,13 +1,15 @@
 # Two commands: `make demo` trains the input-conditioned MNIST hypernetwork, `make test` runs every test.
 # `make figures` makes every picture of examples/figures again: half an hour, of which runs/ keeps what is done.
+# `make fuzz MINUTES=10` composes main networks at random, and holds every path to the loop on them, for that long.
 # Each sets up its own virtual environment first; nothing but Python 3.11+, pip and make is needed.
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 10
 BIN := $(VENV)/bin
 
 PICTURED := mnist_parallel mnist_full mnist_chunked continual_split_digits adapters lotka_volterra forecast
 
-.PHONY: demo test lint figures clean
+.PHONY: demo test fuzz lint figures clean
 
 # One stamp per set of extras, so that nothing is installed that a target does not use.
 $(VENV)/.stamp-%: pyproject.toml
@@ -21,6 +23,9 @@ demo: $(VENV)/.stamp-examples
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torchode || echo "torchode does not install: skipped"
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.stamp-test
+	FH_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/test_compositions.py -s $(ARGS)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

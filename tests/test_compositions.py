@@ -1,0 +1,78 @@
+"""Every path agrees with the loop on networks that hypothesis composes; `make fuzz` goes on for as long as asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from cases import EVERY_PATH, assert_same, define, hypernet, random_phi, results, told
+from compositions import LAYERS, SIZED, Composition, build, compositions, refusable
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import functional_hyper as fh
+
+KINDS = ("full", "chunked by layer", "low rank", "scaled", "custom")
+WIDTH, D = 3, torch.float64
+sizes = st.integers(1, 3)
+
+
+def network(composition: Composition, seed: int) -> nn.Module:
+    """The composition, with a layer in front, so that there is something to generate."""
+    torch.manual_seed(seed)
+    return build(("chain", ("linear", WIDTH), composition), WIDTH)[0].to(D)
+
+
+def agree(composition: Composition, kind: str, B: int, N: int, seed: int) -> None:
+    """Every path gives the loop's values, gradients or exception, or refuses by name what only the loop takes."""
+    main = network(composition, seed)
+    hyper = hypernet(kind, fh.param_spec(main), 2)
+    g = torch.Generator().manual_seed(seed)
+    arguments: Any = random_phi(hyper, seed), torch.randn(B, 2, generator=g, dtype=D)
+    arguments = *arguments, torch.randn(B, N, WIDTH, generator=g, dtype=D)
+    want, raised = attempt(partial(define, hyper, main, many=True), arguments)
+    for path in EVERY_PATH:
+        if path == "contracted" and kind == "custom":
+            continue
+        with told(f"{path}, {kind}, B={B}, N={N}, seed={seed}: {composition}"):
+            got, error = attempt(fh.compose(hyper, main, path, many=True), arguments)
+            if isinstance(error, fh.Refused):
+                assert refusable(composition), error
+                assert path != "loop"
+            elif want is None or got is None:
+                assert (type(error), str(error)) == (type(raised), str(raised))
+            else:
+                assert_same(got, want)
+
+
+def attempt(f: Any, arguments: Any) -> tuple[dict[str, Tensor] | None, Exception | None]:
+    """Values and gradients, or the exception in their place."""
+    try:
+        return results(f, arguments), None
+    except Exception as error:
+        return None, error
+
+
+composed = given(composition=compositions, kind=st.sampled_from(KINDS), B=sizes, N=sizes, seed=st.integers(0, 2**16))
+few = settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+test_composed_at_random = few(composed(agree))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_layer_of_which_they_are_composed(name: str) -> None:
+    agree((name, 2) if name in SIZED else (name,), "low rank", 2, 3, 0)
+
+
+@pytest.mark.skipif("FH_FUZZ_MINUTES" not in os.environ, reason="make fuzz MINUTES=10 runs it")
+def test_for_as_long_as_asked() -> None:
+    end, rounds = time.monotonic() + 60 * float(os.environ.get("FH_FUZZ_MINUTES", "0")), 0
+    more = settings(few, max_examples=200, derandomize=False)(composed(agree))
+    while time.monotonic() < end:
+        more()
+        rounds += 1
+    print(f"{200 * rounds} compositions")
