@@ -193,13 +193,17 @@ def results(f: Callable[..., Any], arguments: Any, also: tuple[Tensor, ...] = ()
     return {k: v.detach() for k, v in outputs.items()} | dict(zip(named, grads, strict=True))
 
 
-def assert_same(got: dict[str, Tensor], ref: dict[str, Tensor], tolerance: float | None = None) -> None:
+def assert_same(
+    got: dict[str, Tensor], ref: dict[str, Tensor], tolerance: float | None = None, between: float = 0.0
+) -> None:
     """Same names, shapes and dtypes; values within `tolerance` of each reference's largest number.
 
-    A reference that should be zero and is the rounding error of larger numbers is allowed rounding errors.
+    A reference that should be zero and is the rounding error of larger numbers, of the other results or of those
+    `between` that cancel, is allowed rounding errors.
     """
     assert got.keys() == ref.keys()
     largest = {c: max((largest_of(t) for k, t in ref.items() if k[0] == c), default=0.0) for c in "yd"}
+    largest = {c: max(value, between) for c, value in largest.items()}
     for name, want in ref.items():
         have = got[name]
         assert have.shape == want.shape, f"{name}: shape {tuple(have.shape)}, expected {tuple(want.shape)}"

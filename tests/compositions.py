@@ -99,7 +99,7 @@ PLAIN: dict[str, Layer] = {
     "embedding": (looked_up, same),
 }
 MIXERS: dict[str, Layer] = {
-    "less its mean": of_rows(lambda x, *_: x - x.mean(0)),
+    "less its mean": of_rows(lambda x: x - x.mean(0)),
     "by its size": of_rows(lambda x: x / x.shape[0]),
     "softmax over the batch": of_rows(lambda x: x.softmax(0)),
     "cumulated": of_rows(lambda x: x.cumsum(0)),

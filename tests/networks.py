@@ -25,6 +25,7 @@ class Network:
     """One main network ``f(x, **weights)`` with the shapes of its weights.
 
     `refusable`: "never"; "by others" where a path other than `loop` may refuse it; "by all" where `loop` may, too.
+    `tolerance`: where it computes in another dtype than it returns.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Network:
     inputs: str = "NI"
     refusable: Refusable = "never"
     integer: bool = False
+    tolerance: float | None = None
 
     def main(self, params: dict[str, Tensor], *x: Any) -> Any:
         return self.function(*x, **params)
@@ -57,20 +59,25 @@ class Collection:
         inputs: str = "NI",
         refusable: Refusable = "never",
         integer: bool = False,
+        tolerance: float | None = None,
         **weights: str,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def add(f: Callable[..., Any]) -> Callable[..., Any]:
             name = f.__name__.strip("_")
             assert name not in [n.name for n in self.networks], name
-            self.networks.append(Network(name, f, weights or {"w": "OI", "b": "O"}, inputs, refusable, integer))
+            self.networks.append(
+                Network(name, f, weights or {"w": "OI", "b": "O"}, inputs, refusable, integer, tolerance)
+            )
             return f
 
         return add
 
-    def lines(self, refusable: Refusable = "never", **functions: Callable[..., Any]) -> None:
+    def lines(
+        self, refusable: Refusable = "never", tolerance: float | None = None, **functions: Callable[..., Any]
+    ) -> None:
         """Networks of one line, on x and the weight w ``(O, I)``."""
         for name, f in functions.items():
-            self(refusable=refusable, w="OI")(_named(f, name))
+            self(refusable=refusable, tolerance=tolerance, w="OI")(_named(f, name))
 
 
 def _named(f: Callable[..., Any], name: str) -> Callable[..., Any]:

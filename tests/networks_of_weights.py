@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cases import TOLERANCE
 from networks import Collection
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -88,7 +89,6 @@ HANDLING.lines(
     contiguous=lambda x, w: F.linear(x, w.contiguous()),
     detach=lambda x, w: F.linear(x, w.detach()) + F.linear(x, w),
     requires_grad=lambda x, w: F.linear(x, w) * (2 if w.requires_grad else 1),
-    to=lambda x, w: F.linear(x.float(), w.to(torch.float32)),
     view=lambda x, w: F.linear(x, w.view(-1).view(w.shape)),
     flatten=lambda x, w: x.sum() * w.flatten(),
     like=lambda x, w: F.linear(x, torch.ones_like(w) + w.new_ones(w.shape)) + w.sum(),
@@ -207,6 +207,7 @@ class Opaque(Squared):
     generate_vmap_rule = False
 
 
+HANDLING.lines(to=lambda x, w: F.linear(x.float(), w.to(torch.float32)), tolerance=TOLERANCE[torch.float32])
 HANDLING.lines(autograd_function=lambda x, w: Squared.apply(x, w))
 HANDLING.lines(autograd_function_of_outputs=lambda x, w: Squared.apply(F.linear(x, w), w @ w.T))
 HANDLING.lines(refusable="by others", opaque_function=lambda x, w: Opaque.apply(x, w))

@@ -54,7 +54,9 @@ def alone(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert len(ours["losses"]) == STEPS
     torch.testing.assert_close(ours["losses"], theirs["losses"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(ours["phi"], theirs["phi"], rtol=1e-4, atol=1e-5)
+    assert ours["phi"].keys() == theirs["phi"].keys()
+    for name, value in theirs["phi"].items():  # as a whole: Adam takes a gradient of rounding errors for any other
+        assert (ours["phi"][name] - value).norm() < 1e-4 * value.norm(), name
     assert ours["accuracy"] == theirs["accuracy"]
 
 

@@ -53,7 +53,7 @@ def assert_right_or_refused(
     except fh.Refused as error:
         refused = str(error)
     if refused is None:
-        assert_same(values, want())
+        assert_same(values, want(), network.tolerance)
     else:
         assert network.refusable == "by all" or (network.refusable == "by others" and path != "loop"), refused
         assert "`main`" in refused
