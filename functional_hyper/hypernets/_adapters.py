@@ -16,7 +16,7 @@ from ..initializers import Initializer
 from ..params import ParamSpec
 from ..slots import Draw, Slot
 from ..weights import Leaf, map_leaves
-from ._hypernet import Hypernet, flatten, has_base, ready, seeded
+from ._hypernet import Drawn, Hypernet, flatten, has_base
 from ._trunk import Trunk, power_of
 
 
@@ -30,7 +30,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Drawn):
     """A shared base, learned or the caller's, and per-network factors from small heads ``(K + 1, *shape)``.
 
     `parts` lists a matrix slot's factors, `leaf` builds its leaf from base and factors; a slot of fewer than two dims
@@ -48,13 +48,7 @@ class Adapter:
     def _parts(self, slot: Slot) -> list[Part]:
         return self.parts(slot) if len(slot.shape) > 1 else [Part("delta", slot.shape)]
 
-    def init(
-        self,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Phi:
-        generator, dtype = seeded(generator), dtype or self.spec.dtype
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
         phi = self.trunk.init(generator, dtype)
         power = power_of(self.trunk, self.initializer, phi, self.trunk)
         for slot in self.spec.slots:
@@ -65,7 +59,7 @@ class Adapter:
                 phi[f"head.{slot.name}.{part.name}"] = head
             if self.base is None:
                 phi[f"base.{slot.name}"] = initializers.draw_base(slot, self.initializer, generator, dtype)
-        return ready(phi, device)
+        return phi
 
     def weights(self, phi: Phi, cond: Cond) -> PyTree:
         features = self.trunk.with_one(phi, cond)

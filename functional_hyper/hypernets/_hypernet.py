@@ -62,14 +62,44 @@ class Hypernet:
         return f"Hypernet({getattr(self.apply, '__self__', self.apply)!r}, P={self.spec.size})"
 
 
-def seeded(generator: torch.Generator | None) -> torch.Generator:
-    """The caller's generator, or a new one of seed 0: never torch's global one."""
-    return torch.Generator().manual_seed(0) if generator is None else generator
+class Drawn:
+    """The functions of a hypernetwork as plain data; `draw` gives phi from a generator, `init` is what users call."""
+
+    spec: ParamSpec
+    draw: Callable[..., Phi]
+
+    def init(
+        self,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Phi:
+        """phi as leaf tensors that require grad; without a generator that of a new one of seed 0, never torch's."""
+        phi = self.draw(torch.Generator().manual_seed(0) if generator is None else generator, dtype or self.spec.dtype)
+        return {k: v.detach().to(device or v.device).requires_grad_() for k, v in phi.items()}
 
 
-def ready(phi: Phi, device: torch.device | str | None) -> Phi:
-    """phi as leaf tensors that require grad, on the device."""
-    return {k: v.detach().to(device or v.device).requires_grad_() for k, v in phi.items()}
+class Wrapped(Drawn):
+    """A hypernetwork around another; `read` makes the cond of the inner one."""
+
+    inner: Hypernet
+    read: Callable[[Phi, Cond], Any]
+    rebase: Callable[[Any], Hypernet]
+
+    @property
+    def spec(self) -> ParamSpec:  # type: ignore[override]
+        return self.inner.spec
+
+    def weights(self, phi: Phi, cond: Cond) -> PyTree:
+        return self.inner.weights(phi, self.read(phi, cond))
+
+    def apply(self, phi: Phi, cond: Cond) -> Flat:
+        return self.inner.apply(phi, self.read(phi, cond))
+
+    def hypernet(self) -> Hypernet:
+        """Structured where the inner one is."""
+        weights: Any = self.weights if self.inner.structured else None
+        return Hypernet(self.spec, self.init, self.apply, weights, None, self.rebase)
 
 
 def base_of(spec: ParamSpec, base: Any) -> dict[str, Tensor] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import initializers
 from .._types import Cond, Flat, Phi
 from ..params import ParamSpec
-from ._hypernet import Hypernet, base_of, has_base, ready, seeded
+from ._hypernet import Hypernet, Wrapped, base_of, has_base
 
 
 def with_base(hyper: Hypernet, base: Any = None) -> Hypernet:
@@ -37,27 +37,21 @@ def with_base(hyper: Hypernet, base: Any = None) -> Hypernet:
 
 
 @dataclass(frozen=True)
-class Based:
+class Based(Wrapped):
     """The functions of `with_base` around a hypernetwork that it knows nothing of."""
 
     inner: Hypernet
     base: dict[str, Tensor] | None
 
-    def init(
-        self,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Phi:
-        generator, dtype = seeded(generator), dtype or self.inner.spec.dtype
-        phi = self.inner.init(generator, dtype, device)
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
+        phi = self.inner.init(generator, dtype)
         rule = initializers.Ordinary()
-        drawn = {s.name: initializers.draw_base(s, rule, generator, dtype) for s in self.inner.spec.slots}
+        drawn = {s.name: initializers.draw_base(s, rule, generator, dtype) for s in self.spec.slots}
         start = drawn if self.base is None else {n: self.base[n].to(d) for n, d in drawn.items()}
-        return phi | ready({f"base.{n}": t.clone() for n, t in start.items()}, device)
+        return phi | {f"base.{n}": t.clone() for n, t in start.items()}
 
     def apply(self, phi: Phi, cond: Cond) -> Flat:
-        return self.inner.apply(phi, cond) + flat_base(self.inner.spec, phi)
+        return self.inner.apply(phi, cond) + flat_base(self.spec, phi)
 
     def __repr__(self) -> str:
         return f"with_base({self.inner!r})"

@@ -19,7 +19,7 @@ from ..initializers import BiasHyperinit, Initializer, Ordinary
 from ..params import ParamSpec, unravel
 from ..slots import Draw
 from ..weights import Generated, map_leaves
-from ._hypernet import Hypernet, base_of, flatten, has_base, ready, seeded
+from ._hypernet import Drawn, Hypernet, base_of, flatten, has_base
 from ._trunk import Trunk, check_cond, power_of, trunk_of
 
 SMALL = 0.1  # the gain of a slot whose draw is a constant: norm gains are generated around 1, not fixed there
@@ -81,7 +81,7 @@ def chunked(
 
 
 @dataclass(frozen=True)
-class Chunked:
+class Chunked(Drawn):
     """The functions of `chunked` as plain data; ``base.<slot>``, if there is one, is added to what the head emits."""
 
     spec: ParamSpec
@@ -100,13 +100,7 @@ class Chunked:
     def in_features(self) -> int:
         return self.trunk.in_features - self.embedding_dim
 
-    def init(
-        self,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Phi:
-        generator, dtype = seeded(generator), dtype or self.spec.dtype
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
         phi = self.trunk.init(generator, dtype)
         phi["chunks.weight"] = Draw("normal", 1.0).sample((self.count, self.embedding_dim), generator, dtype)
         power = power_of(self.trunk, self.initializer, phi, lambda phi, cond: self._features(phi, cond)[..., :-1])
@@ -117,7 +111,7 @@ class Chunked:
             for slot in self.spec.slots:
                 drawn = initializers.draw_base(slot, self._rule, generator, dtype)
                 phi[f"base.{slot.name}"] = drawn if self.base == "draw" else self.base[slot.name].to(drawn)
-        return ready(phi, device)
+        return phi
 
     @property
     def _rule(self) -> Initializer:

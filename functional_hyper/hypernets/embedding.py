@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from .._errors import bad
 from .._functorch import is_concrete
-from .._types import Cond, Flat, Phi, PyTree
+from .._types import Cond, Phi
 from ..slots import Draw
-from ._hypernet import Hypernet, ready, seeded
+from ._hypernet import Hypernet, Wrapped
 from .base import with_base
 
 
@@ -37,32 +36,23 @@ def with_embedding(hyper: Hypernet, num_tasks: int, embedding_dim: int | None = 
     if num_tasks < 1 or width is None:
         mend = "name embedding_dim=" if width is None else "num_tasks=1 is the unconditional hypernetwork"
         raise bad("with_embedding(...)", "num_tasks >= 1 and a known width", f"{num_tasks}, {width}", mend)
-    parts = Embedded(hyper, num_tasks, width)
-    weights: Any = parts.weights if hyper.structured else None
-    rebase: Callable[[Any], Hypernet] = parts.rebase
-    return Hypernet(hyper.spec, parts.init, parts.apply, weights, None, rebase)
+    return Embedded(hyper, num_tasks, width).hypernet()
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embedded(Wrapped):
     """The functions of `with_embedding` as plain data."""
 
     inner: Hypernet
     num_tasks: int
     width: int
 
-    def init(
-        self,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Phi:
-        generator, dtype = seeded(generator), dtype or self.inner.spec.dtype
-        phi = self.inner.init(generator, dtype, device)
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
+        phi = self.inner.init(generator, dtype)
         table = Draw("normal", 1.0).sample((self.num_tasks, self.width), generator, dtype)
-        return phi | ready({"embedding.weight": table}, device)
+        return phi | {"embedding.weight": table}
 
-    def _look_up(self, phi: Phi, ids: Cond) -> Tensor:
+    def read(self, phi: Phi, ids: Cond) -> Tensor:
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise bad("hyper(phi, cond=...)", "int64 task ids", got, "convert with .long()")
@@ -70,12 +60,6 @@ class Embedded:
             got = f"ids from {int(ids.min())} to {int(ids.max())}"
             raise bad("hyper(phi, cond=...)", f"task ids in [0, {self.num_tasks})", got, "raise num_tasks")
         return F.embedding(ids.long(), phi["embedding.weight"])
-
-    def weights(self, phi: Phi, cond: Cond) -> PyTree:
-        return self.inner.weights(phi, self._look_up(phi, cond))
-
-    def apply(self, phi: Phi, cond: Cond) -> Flat:
-        return self.inner.apply(phi, self._look_up(phi, cond))
 
     def rebase(self, base: Any) -> Hypernet:
         return with_embedding(with_base(self.inner, base), self.num_tasks, self.width)

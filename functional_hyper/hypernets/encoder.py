@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .._errors import bad
-from .._types import Cond, Flat, Phi, PyTree
-from ._hypernet import Hypernet, ready, seeded
+from .._types import Cond, Phi
+from ._hypernet import Hypernet, Wrapped
 from .base import with_base
 
 
@@ -29,37 +29,23 @@ def with_encoder(hyper: Hypernet, module: nn.Module) -> Hypernet:
     """
     if not isinstance(module, nn.Module):
         raise bad("with_encoder(module=...)", "an nn.Module", type(module).__name__, "wrap the function in a Module")
-    parts = Encoded(hyper, module)
-    weights: Any = parts.weights if hyper.structured else None
-    return Hypernet(hyper.spec, parts.init, parts.apply, weights, None, parts.rebase)
+    return Encoded(hyper, module).hypernet()
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Encoded(Wrapped):
     """The functions of `with_encoder` as plain data."""
 
     inner: Hypernet
     module: nn.Module
 
-    def init(
-        self,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Phi:
-        generator, dtype = seeded(generator), dtype or self.inner.spec.dtype
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
         start = {f"encoder.{n}": p.detach().to(dtype, copy=True) for n, p in self.module.named_parameters()}
-        return self.inner.init(generator, dtype, device) | ready(start, device)
+        return self.inner.init(generator, dtype) | start
 
-    def _encode(self, phi: Phi, cond: Cond) -> Tensor:
+    def read(self, phi: Phi, cond: Cond) -> Tensor:
         params = {n: phi[f"encoder.{n}"] for n, _ in self.module.named_parameters()}
         return functional_call(self.module, params, cond if isinstance(cond, tuple) else (cond,))
-
-    def weights(self, phi: Phi, cond: Cond) -> PyTree:
-        return self.inner.weights(phi, self._encode(phi, cond))
-
-    def apply(self, phi: Phi, cond: Cond) -> Flat:
-        return self.inner.apply(phi, self._encode(phi, cond))
 
     def rebase(self, base: Any) -> Hypernet:
         return with_encoder(with_base(self.inner, base), self.module)

@@ -15,7 +15,7 @@ from .._types import Cond, Flat, Phi, PyTree
 from ..initializers import Initializer
 from ..params import ParamSpec
 from ..weights import Generated, map_leaves
-from ._hypernet import Hypernet, base_of, has_base, ready, seeded
+from ._hypernet import Drawn, Hypernet, base_of, has_base
 from ._trunk import Trunk, power_of, trunk_of
 
 
@@ -55,7 +55,7 @@ def full(
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Drawn):
     """The functions of `full` as plain data; `base` is where the heads' bias rows start, "draw" for a fresh draw."""
 
     spec: ParamSpec
@@ -63,13 +63,7 @@ class Full:
     initializer: Initializer
     base: dict[str, Tensor] | Literal["draw"] | None = None
 
-    def init(
-        self,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Phi:
-        generator, dtype = seeded(generator), dtype or self.spec.dtype
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
         phi = self.trunk.init(generator, dtype)
         power = power_of(self.trunk, self.initializer, phi, self.trunk)
         for slot in self.spec.slots:
@@ -80,7 +74,7 @@ class Full:
                 head.zero_()
                 head[-1] = initializers.draw_base(slot, self.initializer, generator, dtype) if start is None else start
             phi[f"head.{slot.name}"] = head
-        return ready(phi, device)
+        return phi
 
     def weights(self, phi: Phi, cond: Cond) -> PyTree:
         features = self.trunk.with_one(phi, cond)

@@ -16,17 +16,13 @@ PATHS: Mapping[str, Path] = MappingProxyType(
 """The single paths by name; ``auto`` chooses among their forms for each weight."""
 
 
+EVERY = {**PATHS, "auto": auto.PATH}
+
+
 def resolve(path: str | Path) -> Path:
     """A path by name, or itself."""
     if isinstance(path, Path):
         return path
-    found = find(path)
-    if found is None:
-        names = ", ".join([*PATHS, "auto"])
-        raise bad("path=", f"one of {names}, or a Path", repr(path), "functional_hyper.PATHS lists them")
-    return found
-
-
-def find(name: str) -> Path | None:
-    """The library's path of a name, "auto" among them."""
-    return auto.PATH if name == "auto" else PATHS.get(name) if isinstance(name, str) else None
+    if not isinstance(path, str) or path not in EVERY:
+        raise bad("path=", f"one of {', '.join(EVERY)}, or a Path", repr(path), "functional_hyper.PATHS lists them")
+    return EVERY[path]

@@ -62,9 +62,9 @@ class Path:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle a path of this library by its name: tables hold functions that pickle cannot find."""
-        from . import find
+        from . import EVERY, resolve
 
-        return (find, (self.name,)) if find(self.name) is self else super().__reduce_ex__(protocol)
+        return (resolve, (self.name,)) if EVERY.get(self.name) is self else super().__reduce_ex__(protocol)
 
     def bind(self, caller: Caller, leaves: Sequence[Leaf], randomness: str, shared: bool) -> Evaluation:
         """A function of physical inputs ``(B, N, ...)`` for leaves that `prepare` has formed."""
