@@ -1,6 +1,7 @@
 # Two commands: `make demo` trains the input-conditioned MNIST hypernetwork, `make test` runs every test.
 # `make figures` makes every picture of examples/figures again: half an hour, of which runs/ keeps what is done.
 # `make fuzz MINUTES=10` composes main networks at random, and holds every path to the loop on them, for that long.
+# `make study` measures every path anew, a quarter of an hour, and draws the figures of what it found.
 # Each sets up its own virtual environment first; nothing but Python 3.11+, pip and make is needed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 
 PICTURED := mnist_parallel mnist_full mnist_chunked continual_split_digits adapters lotka_volterra forecast
 
-.PHONY: demo test fuzz lint figures clean
+.PHONY: demo test fuzz lint figures study clean
 
 # One stamp per set of extras, so that nothing is installed that a target does not use.
 $(VENV)/.stamp-%: pyproject.toml
@@ -38,6 +39,11 @@ figures: $(VENV)/.stamp-examples
 	done
 	$(BIN)/python examples/custom_main_network.py --part siren --resume
 	cp runs/custom_main_network/siren.png examples/figures/
+
+study: $(VENV)/.stamp-examples
+	$(BIN)/python -m functional_hyper.study --compile --json examples/figures/study.json
+	$(BIN)/python examples/batching_study.py
+	$(BIN)/python examples/side_by_side.py --compile
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
