@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import paths
 from ._errors import bad, listed
 from ._functorch import is_concrete
+from ._text import aligned
 from ._types import Cond, Inputs, Main, Phi
 from .evaluate import Bound, check_leaves, count_inputs
 from .hypernets import Hypernet
@@ -124,13 +125,9 @@ class Explanation:
     calls: list[tuple[str, str, str]]
 
     def __str__(self) -> str:
-        def table(rows: list[tuple[str, str, str]]) -> list[str]:
-            widths = [max(len(row[i]) for row in rows) for i in range(2)]
-            return [f"  {a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in rows]
-
-        weights = table([("weight", "form", "why"), *self.weights])
-        calls = table([("call", "shapes, per network", "answered by"), *self.calls])
-        return "\n".join([f'path "{self.path}"', *weights, *calls])
+        weights = aligned([("weight", "form", "why"), *self.weights])
+        calls = aligned([("call", "shapes, per network", "answered by"), *self.calls])
+        return "\n  ".join([f'path "{self.path}"', *weights, *calls])
 
 
 def explain(model: Model | Bound, *args: Any, **kwargs: Any) -> Explanation:

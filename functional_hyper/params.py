@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import Any
 
 import optree
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import bad, listed
+from ._text import aligned
 from ._types import Flat, PyTree
 from .slots import Slot, describe
 
@@ -52,15 +54,13 @@ class ParamSpec:
         return f"ParamSpec({len(self.slots)} parameters, P={self.size}, {self.dtype})"
 
     def __str__(self) -> str:
-        rows = [("name", "shape", "kind", "fan in", "fan out", "taps", "draw", "offset")]
-        offset = 0
-        for s in self.slots:
-            fans = (str(s.fan_in), str(s.fan_out), str(s.receptive))
-            rows.append((s.name, str(tuple(s.shape)), s.kind, *fans, str(s.draw), str(offset)))
-            offset += s.size
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, repr(self)])
+        head = ("name", "shape", "kind", "fan in", "fan out", "taps", "draw", "offset")
+        offsets = accumulate((s.size for s in self.slots), initial=0)
+        rows = [
+            (s.name, tuple(s.shape), s.kind, s.fan_in, s.fan_out, s.receptive, s.draw, offset)
+            for s, offset in zip(self.slots, offsets, strict=False)  # the last offset is P
+        ]
+        return "\n".join([*aligned([head, *rows]), repr(self)])
 
 
 def param_spec(main: nn.Module | PyTree, include: str | Sequence[str] | None = None) -> ParamSpec:

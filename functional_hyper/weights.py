@@ -1,15 +1,14 @@
 """Leaf types: one generated parameter for all B networks, dense or as the factors that the hypernetwork gives it.
 
 A leaf has a `shape` per network, `batch` dims in front, `data` (a tensor of its dtype and device), and `materialize()`,
-its dense meaning. What a path computes
-with the factors is the path's business (`paths/contracted.py`).
+its dense meaning. What a path computes with the factors is the path's business (`paths/contracted.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias, TypeVar
 
 import optree
 import torch
@@ -18,9 +17,24 @@ from torch import Tensor
 from ._errors import bad
 from ._types import Base, Features, Head, InFactor, InScales, OutFactor, OutScales, PyTree
 
+F = TypeVar("F", bound="Factored")
+
 
 @dataclass(frozen=True)
-class Generated:
+class Factored:
+    """What the structured leaves share: their fields that are tensors are their factors."""
+
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        return {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+
+    def map(self: F, f: Callable[[Tensor], Tensor]) -> F:
+        """The leaf with `f` of each of its factors."""
+        return replace(self, **{name: f(t) for name, t in self.factors.items()})
+
+
+@dataclass(frozen=True)
+class Generated(Factored):
     """``theta_b = sum_k features[b, k] head[k]``: a linear head, kept apart from its features.
 
     A head's bias is a row of `head` whose feature is the constant 1.
@@ -55,16 +69,10 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """``W_b = base + scale U_b V_b^T``: a shared base and a per-network update of low rank.
-
-    Hu et al., "LoRA" (ICLR 2022). A kernel of more than two dims is the matrix ``(O, I kh kw)``.
-    """
+class OnBase(Factored):
+    """A shared base, and factors of each network's own."""
 
     base: Base
-    u: OutFactor
-    v: InFactor
-    scale: float = 1.0
 
     @property
     def shape(self) -> torch.Size:
@@ -73,6 +81,21 @@ class LowRank:
     @property
     def data(self) -> Tensor:
         return self.base
+
+    def gather(self: F, index: Tensor) -> F:
+        return replace(self, **{name: t[index] for name, t in self.factors.items() if name != "base"})
+
+
+@dataclass(frozen=True)
+class LowRank(OnBase):
+    """``W_b = base + scale U_b V_b^T``: a shared base and a per-network update of low rank.
+
+    Hu et al., "LoRA" (ICLR 2022). A kernel of more than two dims is the matrix ``(O, I kh kw)``.
+    """
+
+    u: OutFactor
+    v: InFactor
+    scale: float = 1.0
 
     @property
     def batch(self) -> torch.Size:
@@ -86,29 +109,17 @@ class LowRank:
     def transposed(self) -> LowRank:
         return replace(self, base=self.base.mT, u=self.v, v=self.u)
 
-    def gather(self, index: Tensor) -> LowRank:
-        return replace(self, u=self.u[index], v=self.v[index])
-
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(OnBase):
     """``W_b = row_b * base * column_b``: a shared base with per-network scales of its outputs and inputs.
 
     Ha, Dai, Le, "HyperNetworks" (ICLR 2017), section 3.2, scales the rows; Wen et al., "BatchEnsemble" (ICLR 2020),
     both sides. A kernel of more than two dims is the matrix ``(O, I kh kw)``.
     """
 
-    base: Base
     row: OutScales | None
     column: InScales | None
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.base.shape
-
-    @property
-    def data(self) -> Tensor:
-        return self.base
 
     @property
     def batch(self) -> torch.Size:
@@ -128,12 +139,9 @@ class Scaled:
     def transposed(self) -> Scaled:
         return replace(self, base=self.base.mT, row=self.column, column=self.row)
 
-    def gather(self, index: Tensor) -> Scaled:
-        return replace(self, **{k: s[index] for k in ("row", "column") if (s := getattr(self, k)) is not None})
-
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(Factored):
     """``W_s = weight[index[s]]``: S rows that share C networks, each network's rows side by side in a padded group.
 
     `place` ``(S,)`` is each row's place in C groups of `most` places; `order` ``(S,)`` are the rows sorted by network,

@@ -16,7 +16,7 @@ PACKAGE = Path(functional_hyper.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
-    0: ["_types", "_errors", "_functorch"],
+    0: ["_types", "_errors", "_text", "_functorch"],
     1: ["slots", "params", "initializers"],
     2: ["weights", "hypernets"],
     3: ["paths"],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._errors import bad
+from .._text import aligned
 from .._types import Cond, Phi
 from ..hypernets import Hypernet
 from ..params import leaves_of
@@ -49,13 +50,10 @@ class Table:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        cells = [self.columns, *(tuple(map(_cell, row)) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [f"{self.title}: {len(self.suspicious)} of {len(self.rows)} suspicious"]
-        for row, why in zip(cells, ("", *self.reasons), strict=True):
-            text = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            lines.append(f"{'!' if why else ' '} {text}  {why}".rstrip())
-        return "\n".join(lines)
+        rows = [(*map(_cell, row), why) for row, why in zip(self.rows, self.reasons, strict=True)]
+        marks = ["", *("!" if why else "" for why in self.reasons)]
+        lines = [f"{mark:1} {line}" for mark, line in zip(marks, aligned([(*self.columns, ""), *rows]), strict=True)]
+        return "\n".join([f"{self.title}: {len(self.suspicious)} of {len(self.rows)} suspicious", *lines])
 
 
 def _cell(value: Any) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import initializers
-from .._types import Cond, Flat, Phi, PyTree
+from .._types import Cond, Phi, PyTree
 from ..initializers import Initializer
 from ..params import ParamSpec
 from ..slots import Draw, Slot
 from ..weights import Leaf, map_leaves
-from ._hypernet import Drawn, Hypernet, flatten, has_base
+from ._hypernet import Drawn, Hypernet, has_base
 from ._trunk import Trunk, power_of
 
 
@@ -44,6 +43,10 @@ class Adapter(Drawn):
     parts: Callable[[Slot], list[Part]]
     leaf: Callable[[Tensor, dict[str, Tensor]], Leaf]
     title: str
+
+    @property
+    def in_features(self) -> int:
+        return self.trunk.in_features
 
     def _parts(self, slot: Slot) -> list[Part]:
         return self.parts(slot) if len(slot.shape) > 1 else [Part("delta", slot.shape)]
@@ -75,12 +78,8 @@ class Adapter(Drawn):
 
         return map_leaves(leaf, self.spec.template)
 
-    def apply(self, phi: Phi, cond: Cond) -> Flat:
-        return flatten(self.spec, self.weights(phi, cond))
-
-    def hypernet(self) -> Hypernet:
-        rebase: Callable[[Any], Hypernet] = partial(has_base, self.title.partition("(")[0])
-        return Hypernet(self.spec, self.init, self.apply, self.weights, self.trunk.in_features, rebase)
+    def rebase(self, base: Any) -> Hypernet:
+        raise has_base(self.title.partition("(")[0])
 
     def __repr__(self) -> str:
         return self.title

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,6 @@ from ..weights import map_leaves, materialize
 
 def _dense(spec: ParamSpec, apply: Apply, phi: Phi, cond: Cond) -> PyTree:
     return unravel(spec, apply(phi, cond))
-
-
-def flatten(spec: ParamSpec, weights: PyTree) -> Flat:
-    """Flat vectors ``(*batch, P)`` of a pytree of leaves, structured or dense."""
-    return ravel(spec, map_leaves(materialize, weights))
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +43,7 @@ class Hypernet:
     apply: Apply
     weights: Weights = None  # type: ignore[assignment]
     in_features: int | None = None
-    rebase: Callable[[Any], Hypernet] | None = field(default=None)
+    rebase: Callable[[Any], Hypernet] | None = None
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -62,11 +58,22 @@ class Hypernet:
         return f"Hypernet({getattr(self.apply, '__self__', self.apply)!r}, P={self.spec.size})"
 
 
-class Drawn:
+class Drawn(ABC):
     """The functions of a hypernetwork as plain data; `draw` gives phi from a generator, `init` is what users call."""
 
     spec: ParamSpec
-    draw: Callable[..., Phi]
+    base: Any
+    structured: bool = True  # whether `weights` gives factors
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi: ...
+
+    @abstractmethod
+    def weights(self, phi: Phi, cond: Cond) -> PyTree: ...
+
+    @property
+    def in_features(self) -> int | None:
+        return None
 
     def init(
         self,
@@ -78,28 +85,42 @@ class Drawn:
         phi = self.draw(torch.Generator().manual_seed(0) if generator is None else generator, dtype or self.spec.dtype)
         return {k: v.detach().to(device or v.device).requires_grad_() for k, v in phi.items()}
 
+    def apply(self, phi: Phi, cond: Cond) -> Flat:
+        return ravel(self.spec, map_leaves(materialize, self.weights(phi, cond)))
+
+    def rebase(self, base: Any) -> Hypernet:
+        """The same on a base: the caller's, or "draw" for a fresh draw."""
+        if self.base is not None:
+            raise has_base(f"{type(self).__name__.lower()} with a base")
+        given = base_of(self.spec, base)
+        return replace(self, base="draw" if given is None else given).hypernet()  # type: ignore[type-var]
+
+    def hypernet(self) -> Hypernet:
+        weights: Any = self.weights if self.structured else None
+        return Hypernet(self.spec, self.init, self.apply, weights, self.in_features, self.rebase)
+
 
 class Wrapped(Drawn):
-    """A hypernetwork around another; `read` makes the cond of the inner one."""
+    """A hypernetwork around another, structured where that is; `read` makes the cond of the inner one."""
 
     inner: Hypernet
-    read: Callable[[Phi, Cond], Any]
-    rebase: Callable[[Any], Hypernet]
+
+    @abstractmethod
+    def read(self, phi: Phi, cond: Cond, /) -> Any: ...
 
     @property
     def spec(self) -> ParamSpec:  # type: ignore[override]
         return self.inner.spec
+
+    @property
+    def structured(self) -> bool:  # type: ignore[override]
+        return self.inner.structured
 
     def weights(self, phi: Phi, cond: Cond) -> PyTree:
         return self.inner.weights(phi, self.read(phi, cond))
 
     def apply(self, phi: Phi, cond: Cond) -> Flat:
         return self.inner.apply(phi, self.read(phi, cond))
-
-    def hypernet(self) -> Hypernet:
-        """Structured where the inner one is."""
-        weights: Any = self.weights if self.inner.structured else None
-        return Hypernet(self.spec, self.init, self.apply, weights, None, self.rebase)
 
 
 def base_of(spec: ParamSpec, base: Any) -> dict[str, Tensor] | None:
@@ -119,7 +140,7 @@ def base_of(spec: ParamSpec, base: Any) -> dict[str, Tensor] | None:
     return {s.name: p.reshape(s.shape) for s, p in zip(spec.slots, pieces, strict=True)}
 
 
-def has_base(hyper: str, base: Any) -> Hypernet:
-    """The `rebase` of a hypernetwork that has a base already."""
+def has_base(hyper: str) -> HyperError:
+    """The error for a second base."""
     mend = "give its base to the constructor" if hyper in ("low_rank", "scaled") else "call with_base once"
-    raise bad("with_base(hyper=...)", "a hypernetwork without a base", hyper, mend)
+    return bad("with_base(hyper=...)", "a hypernetwork without a base", hyper, mend)

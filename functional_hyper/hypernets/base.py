@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import initializers
-from .._types import Cond, Flat, Phi
-from ..params import ParamSpec
-from ._hypernet import Hypernet, Wrapped, base_of, has_base
+from .._types import Cond, Flat, Phi, PyTree
+from ..params import ParamSpec, unravel
+from ._hypernet import Drawn, Hypernet, base_of, has_base
 
 
 def with_base(hyper: Hypernet, base: Any = None) -> Hypernet:
@@ -32,16 +31,24 @@ def with_base(hyper: Hypernet, base: Any = None) -> Hypernet:
     """
     if hyper.rebase is not None:
         return hyper.rebase(base)
-    parts = Based(hyper, base_of(hyper.spec, base))
-    return Hypernet(hyper.spec, parts.init, parts.apply, None, hyper.in_features, partial(has_base, "with_base"))  # type: ignore[arg-type]
+    return Based(hyper, base_of(hyper.spec, base)).hypernet()
 
 
 @dataclass(frozen=True)
-class Based(Wrapped):
+class Based(Drawn):
     """The functions of `with_base` around a hypernetwork that it knows nothing of."""
 
     inner: Hypernet
     base: dict[str, Tensor] | None
+    structured = False
+
+    @property
+    def spec(self) -> ParamSpec:  # type: ignore[override]
+        return self.inner.spec
+
+    @property
+    def in_features(self) -> int | None:
+        return self.inner.in_features
 
     def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
         phi = self.inner.init(generator, dtype)
@@ -50,13 +57,15 @@ class Based(Wrapped):
         start = drawn if self.base is None else {n: self.base[n].to(d) for n, d in drawn.items()}
         return phi | {f"base.{n}": t.clone() for n, t in start.items()}
 
+    def weights(self, phi: Phi, cond: Cond) -> PyTree:
+        return unravel(self.spec, self.apply(phi, cond))
+
     def apply(self, phi: Phi, cond: Cond) -> Flat:
-        return self.inner.apply(phi, cond) + flat_base(self.spec, phi)
+        theta_0 = torch.cat([phi[f"base.{slot.name}"].reshape(-1) for slot in self.spec.slots])
+        return self.inner.apply(phi, cond) + theta_0
+
+    def rebase(self, base: Any) -> Hypernet:
+        raise has_base("with_base")
 
     def __repr__(self) -> str:
         return f"with_base({self.inner!r})"
-
-
-def flat_base(spec: ParamSpec, phi: Phi) -> Tensor:
-    """theta_0, ``(P,)``."""
-    return torch.cat([phi[f"base.{s.name}"].reshape(-1) for s in spec.slots])

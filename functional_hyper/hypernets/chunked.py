@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor
 
 from .. import initializers
 from .._errors import bad
-from .._types import Cond, Flat, Phi, PyTree
+from .._types import Cond, Phi, PyTree
 from ..initializers import BiasHyperinit, Initializer, Ordinary
 from ..params import ParamSpec, unravel
 from ..slots import Draw
 from ..weights import Generated, map_leaves
-from ._hypernet import Drawn, Hypernet, base_of, flatten, has_base
+from ._hypernet import Drawn, Hypernet
 from ._trunk import Trunk, check_cond, power_of, trunk_of
 
 SMALL = 0.1  # the gain of a slot whose draw is a constant: norm gains are generated around 1, not fixed there
@@ -77,7 +76,7 @@ def chunked(
     trunk = trunk_of("chunked(...)", in_features + embedding_dim, hidden, activation, layer_norm)
     rule = initializers.resolve(init)
     parts = Chunked(spec, trunk, embedding_dim, max(size, 1), by == "layer", rule)
-    return parts.rebase(None) if isinstance(rule, BiasHyperinit) else _hypernet(parts)
+    return parts.rebase(None) if isinstance(rule, BiasHyperinit) else parts.hypernet()
 
 
 @dataclass(frozen=True)
@@ -152,13 +151,6 @@ class Chunked(Drawn):
         start = sum(s.size for s in self.spec.slots[:i])
         return signs(start, slot.size, like).reshape(slot.shape) * (self._rule.rows(slot, 1.0)[0] or SMALL)
 
-    def apply(self, phi: Phi, cond: Cond) -> Flat:
-        return flatten(self.spec, self.weights(phi, cond))
-
-    def rebase(self, base: Any) -> Hypernet:
-        given = base_of(self.spec, base)
-        return _hypernet(replace(self, base="draw" if given is None else given))
-
     def __repr__(self) -> str:
         based = ", with base" if self.base is not None else ""
         kind = "by layer" if self.by_layer else f"{self.count} x {self.size}"
@@ -175,8 +167,3 @@ def signs(start: int, size: int, like: Tensor) -> Tensor:
     for factor in (0x45D9F3B, 0x119DE1F3):
         p = ((p ^ (p >> 16)) * factor) & 0xFFFFFFFF
     return (1 - 2 * ((p >> 15) & 1)).to(like.dtype)
-
-
-def _hypernet(parts: Chunked) -> Hypernet:
-    rebase = parts.rebase if parts.base is None else partial(has_base, "chunked with a base")
-    return Hypernet(parts.spec, parts.init, parts.apply, parts.weights, parts.in_features, rebase)

@@ -52,7 +52,7 @@ class Embedded(Wrapped):
         table = Draw("normal", 1.0).sample((self.num_tasks, self.width), generator, dtype)
         return phi | {"embedding.weight": table}
 
-    def read(self, phi: Phi, ids: Cond) -> Tensor:
+    def read(self, phi: Phi, ids: Cond, /) -> Tensor:
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise bad("hyper(phi, cond=...)", "int64 task ids", got, "convert with .long()")

@@ -43,7 +43,7 @@ class Encoded(Wrapped):
         start = {f"encoder.{n}": p.detach().to(dtype, copy=True) for n, p in self.module.named_parameters()}
         return self.inner.init(generator, dtype) | start
 
-    def read(self, phi: Phi, cond: Cond) -> Tensor:
+    def read(self, phi: Phi, cond: Cond, /) -> Tensor:
         params = {n: phi[f"encoder.{n}"] for n, _ in self.module.named_parameters()}
         return functional_call(self.module, params, cond if isinstance(cond, tuple) else (cond,))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from .._types import Cond, Flat, Phi, PyTree
 from ..initializers import Initializer
 from ..params import ParamSpec
 from ..weights import Generated, map_leaves
-from ._hypernet import Drawn, Hypernet, base_of, has_base
+from ._hypernet import Drawn, Hypernet
 from ._trunk import Trunk, power_of, trunk_of
 
 
@@ -51,7 +50,7 @@ def full(
     Ha, Dai, Le, "HyperNetworks" (ICLR 2017).
     """
     trunk = trunk_of("full(...)", in_features, hidden, activation, layer_norm)
-    return _hypernet(Full(spec, trunk, initializers.resolve(init)))
+    return Full(spec, trunk, initializers.resolve(init)).hypernet()
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,10 @@ class Full(Drawn):
     trunk: Trunk
     initializer: Initializer
     base: dict[str, Tensor] | Literal["draw"] | None = None
+
+    @property
+    def in_features(self) -> int:
+        return self.trunk.in_features
 
     def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi:
         phi = self.trunk.init(generator, dtype)
@@ -92,15 +95,6 @@ class Full(Drawn):
             return features @ torch.cat(heads, 1)
         return torch.cat([features @ head for head in heads], -1)
 
-    def rebase(self, base: Any) -> Hypernet:
-        given = base_of(self.spec, base)
-        return _hypernet(replace(self, base="draw" if given is None else given))
-
     def __repr__(self) -> str:
         based = ", with base" if self.base is not None else ""
         return f"full(in_features={self.trunk.in_features}, hidden={self.trunk.hidden}{based})"
-
-
-def _hypernet(parts: Full) -> Hypernet:
-    rebase = parts.rebase if parts.base is None else partial(has_base, "full with a base")
-    return Hypernet(parts.spec, parts.init, parts.apply, parts.weights, parts.trunk.in_features, rebase)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import optree
@@ -16,21 +15,12 @@ from ..weights import Leaf
 
 def tensors_of(leaves: Iterable[Leaf]) -> list[Tensor]:
     """The tensors that leaves are made of, each once."""
-    parts = [[w] if isinstance(w, Tensor) else [getattr(w, f.name) for f in fields(w)] for w in leaves]
-    return distinct(p for part in parts for p in part if isinstance(p, Tensor))
+    return distinct(t for w in leaves for t in ([w] if isinstance(w, Tensor) else w.factors.values()))
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Each tensor once, by identity."""
     return list({id(p): p for p in tensors}.values())
-
-
-def rebuild(leaf: Leaf, f: Callable[[Tensor], Tensor]) -> Leaf:
-    """The leaf with `f` of each of its tensors."""
-    if isinstance(leaf, Tensor):
-        return f(leaf)
-    parts = {field.name: getattr(leaf, field.name) for field in fields(leaf)}
-    return replace(leaf, **{name: f(p) for name, p in parts.items() if isinstance(p, Tensor)})
 
 
 def parameters_of(*owners: Any) -> list[Tensor]:

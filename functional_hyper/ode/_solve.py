@@ -17,7 +17,7 @@ from ..paths import Path
 from ..weights import materialize
 from ._compiled import compiled_step, plan, solve_steps
 from ._deferred import Recorder
-from ._graph import distinct, rebuild, refuse_captured
+from ._graph import distinct, refuse_captured
 from ._grids import Odeint, Rhs, columns, integrate
 from ._isolated import isolated
 from ._methods import SCIPY, STAGES, check_options, count_evaluations
@@ -153,7 +153,7 @@ def _plain(method: str, options: dict[str, Any]) -> Odeint:
 def _deferred(problem: Problem, y0: Tensor, t: Tensor, method: str, options: dict[str, Any]) -> Tensor:
     recorder = Recorder()
 
-    def run(problem: Problem, own: Sequence[Tensor], y0: Tensor, t: Tensor) -> Tensor:
+    def run(problem: Problem, y0: Tensor, t: Tensor) -> Tensor:
         recorder.watch([w for w in problem.leaves if isinstance(w, Tensor) and w.requires_grad], y0)
         path = problem.net.path
         recording = replace(path, table=recorder.table(path.table))
@@ -168,7 +168,7 @@ def _deferred_steps(problem: Problem, y0: Tensor, t: Tensor, method: str, backen
     recorder, net = Recorder(), problem.net
     problem = problem.rebound([materialize(leaf) for leaf in problem.leaves], problem.args, net.path)
 
-    def run(problem: Problem, own: Sequence[Tensor], y0: Tensor, t: Tensor) -> Tensor:
+    def run(problem: Problem, y0: Tensor, t: Tensor) -> Tensor:
         leaves: list[Any] = problem.leaves
         recorder.watch([w for w in leaves if w.requires_grad], y0)
         t = t.to(y0) if t.dim() == 1 else torch.stack([columns(row, y0) for row in t.unbind(0)])
@@ -183,8 +183,8 @@ def _deferred_steps(problem: Problem, y0: Tensor, t: Tensor, method: str, backen
 def _adjoint(problem: Problem, y0: Tensor, t: Tensor, method: str, options: dict[str, Any]) -> Tensor:
     odeint_adjoint = _torchdiffeq().odeint_adjoint
 
-    def run(problem: Problem, own: Sequence[Tensor], y0: Tensor, t: Tensor) -> Tensor:
-        params = [p for p in (*own, *problem.given()) if p.requires_grad]
+    def run(problem: Problem, y0: Tensor, t: Tensor) -> Tensor:
+        params = [p for p in (*problem.own(), *problem.given()) if p.requires_grad]
 
         def odeint(rhs: Rhs, y0: Tensor, t: Tensor, more: Sequence[Tensor]) -> Tensor:
             given = [*params, *[p for p in more if p.requires_grad]]
@@ -204,11 +204,11 @@ def _adjoint(problem: Problem, y0: Tensor, t: Tensor, method: str, options: dict
 
 
 def _isolated(gradient: str, run: Any, problem: Problem, y0: Tensor, t: Tensor, recorder: Recorder) -> Tensor:
-    """``run(problem, own, y0, t)`` with a stand-in for every tensor of the problem, where one needs a gradient."""
+    """``run(problem, y0, t)`` with a stand-in for every tensor of the problem, where one needs a gradient."""
     own = problem.own()
     given = distinct([y0, t, *problem.given()])
     if not torch.is_grad_enabled() or not any(p.requires_grad for p in (*own, *given)):
-        return run(problem, own, y0, t)
+        return run(problem, y0, t)
 
     def solve(inner: Sequence[Tensor]) -> Tensor:
         stand_in = {id(p): q for p, q in zip(given, inner, strict=True)}
@@ -216,9 +216,9 @@ def _isolated(gradient: str, run: Any, problem: Problem, y0: Tensor, t: Tensor, 
         def swap(p: Any) -> Any:
             return stand_in.get(id(p), p)
 
-        leaves = [rebuild(leaf, swap) for leaf in problem.leaves]
+        leaves = [swap(leaf) if isinstance(leaf, Tensor) else leaf.map(swap) for leaf in problem.leaves]
         args: Any = optree.tree_map(swap, problem.args, none_is_leaf=True)  # type: ignore[arg-type]
-        return run(problem.rebound(leaves, args, problem.net.path), own, swap(y0), swap(t))
+        return run(problem.rebound(leaves, args, problem.net.path), swap(y0), swap(t))
 
     return isolated(gradient, solve, own, given, recorder)
 

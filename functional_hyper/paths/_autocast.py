@@ -6,7 +6,6 @@ does the sum.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ LOWERED: frozenset[Any] = frozenset(
 def lowered(arg: Any) -> Any:
     """A tensor, or a leaf's factors, in autocast's dtype; double and integers stay, as everything does without it."""
     if isinstance(arg, STRUCTURED):
-        return replace(arg, **{f.name: lowered(getattr(arg, f.name)) for f in fields(arg)})
+        return arg.map(lowered)
     if not isinstance(arg, Tensor) or not arg.is_floating_point() or arg.dtype == torch.float64:
         return arg
     kind = arg.device.type

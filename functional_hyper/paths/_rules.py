@@ -191,9 +191,9 @@ class Rules(TorchFunctionMode):
     def _requires_grad(self, arg: Tensor) -> bool:
         """As the main network would find it in the loop: vmap's wrappers deny it."""
         known = self.known.get(id(arg))
-        if known is not None and isinstance(known[1], STRUCTURED):
-            return any(isinstance(t, Tensor) and t.requires_grad for t in vars(known[1]).values())
-        inner: Any = known[1] if known is not None else physical(arg, self.level)
+        inner = physical(arg, self.level) if known is None else known[1]
+        if isinstance(inner, STRUCTURED):
+            return any(t.requires_grad for t in inner.factors.values())
         return (arg if inner is None else inner).requires_grad
 
     def _refuse_writes(self, func: Any, tensors: list[Tensor]) -> None:
