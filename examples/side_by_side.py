@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import platform
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -180,7 +179,7 @@ def disagreement(found: tuple[Any, ...], reference: tuple[Any, ...]) -> float:
 
 def medians(steps: dict[str, Step], seconds: float) -> dict[str, float]:
     """Median milliseconds of each step."""
-    return {name: statistics.median(us) / 1e3 for name, us in study.interleaved(steps, seconds).items()}
+    return {name: 1e3 * runs.median for name, runs in study.interleaved(steps, seconds).items()}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._measure import interleaved, quartiles, synchronized
+from ._measure import interleaved
 
 EVEN = 0.8  # a GEMM's median over its best: less, and something else is running
 
@@ -29,13 +29,12 @@ def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     def triad() -> Tensor:
         return torch.add(x, y, alpha=2.0, out=out)
 
-    functions = {"gemm": synchronized(lambda: a @ a, device), "triad": synchronized(triad, device)}
-    times = interleaved(functions, 0.2)
-    best = min(times["gemm"])
+    times = interleaved({"gemm": lambda: a @ a, "triad": triad}, 0.2)
+    best = min(times["gemm"].times)
     return {
-        "gemm": 2e-3 * size**3 / best,
-        "bandwidth": 3e-3 * x.nbytes / min(times["triad"]),
-        "even": best / quartiles(times["gemm"])[1],
+        "gemm": 2e-9 * size**3 / best,
+        "bandwidth": 3e-9 * x.nbytes / min(times["triad"].times),
+        "even": best / times["gemm"].median,
     }
 
 

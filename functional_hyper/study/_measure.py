@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optree
 import torch
@@ -15,57 +14,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._records import Record
 
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Measurement
+
 Functions = dict[str, Callable[[], Any]]
 TURN = 0.05  # seconds of one function before the next has its turn
 LONG = 1.5  # seconds: a function that takes longer has fewer turns, and its operations are not counted
 COMPILED = " compiled"  # ends the name of what torch.compile made
 
 
-def interleaved(functions: Functions, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of each function: short runs of each, in turn, timed for about `seconds` of each.
+def interleaved(functions: Functions, seconds: float) -> dict[str, Measurement]:
+    """Times of each function, about `seconds` of them: short runs of each, in turn, by `torch.utils.benchmark`.
 
-    The first call of a run is not counted: what another path left in the caches and with the allocator is no part
+    The first calls of a run are not counted: what another path left in the caches and with the allocator is no part
     of a training step, which follows a step of its own kind.
     """
-    once: dict[str, float] = {}
-    for name, f in functions.items():
-        f()
-        start = time.perf_counter()
-        f()
-        once[name] = time.perf_counter() - start
-    calls = {name: max(1, min(100, int(min(TURN, seconds / 5) / took))) for name, took in once.items()}
-    turn = sum(once[name] * (1 + calls[name]) for name in functions)
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for n in range(max(5, int(seconds * len(functions) / turn))):
-        for name, f in functions.items():
-            if once[name] > LONG and n > 2:
-                continue
-            if once[name] < LONG:
-                f()
-            for _ in range(calls[name]):
-                start = time.perf_counter()
-                f()
-                times[name].append((time.perf_counter() - start) * 1e6)
-    return times
+    from torch.utils.benchmark import Measurement, Timer  # whose import looks for compilers
 
-
-def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    low, middle, high = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
-    return low.item(), middle.item(), high.item()
-
-
-def synchronized(f: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """The function, done when its kernels are."""
-    if device.type != "cuda":
-        return f
-
-    def waits() -> Any:
-        result = f()
-        torch.cuda.synchronize(device)
-        return result
-
-    return waits
+    if not functions:
+        return {}
+    threads = torch.get_num_threads()
+    timers = {name: Timer("f()", globals={"f": f}, num_threads=threads) for name, f in functions.items()}
+    once = {name: timer.blocked_autorange(min_run_time=0.0).mean for name, timer in timers.items()}
+    turn = min(TURN, seconds / 5)
+    turns = int(seconds * len(functions) / sum(took + max(took, turn) for took in once.values()))
+    found: dict[str, list[Measurement]] = {name: [] for name in functions}
+    for n in range(max(5, turns)):
+        for name, timer in timers.items():
+            if once[name] < LONG or n < 3:
+                found[name].append(timer.blocked_autorange(min_run_time=turn))
+    return {name: Measurement.merge(runs)[0] for name, runs in found.items()}
 
 
 def peak_bytes(f: Callable[[], Any], device: torch.device | None = None) -> int:
@@ -176,7 +154,7 @@ def measure(
             first = (str(error).strip().splitlines() or [""])[0]
             notes[name] = f"{type(error).__name__}: {first}"[:200]
             continue
-        running[name] = synchronized(f, device)
+        running[name] = f
         errors[name] = None if want is None else difference(got, want)
         if (errors[name] or 0.0) > tolerance(dtype):
             notes[name] = f"differs from the loop by {errors[name]:.1e}, more than {tolerance(dtype):.1e}"
@@ -191,7 +169,7 @@ def measure(
         if name not in running:
             records.append(build(path, compiled, note=notes[name]))
             continue
-        low, middle, high = (t / 1e3 for t in quartiles(times[name]))
+        middle = 1e3 * times[name].median
         if not compiled and middle < 1e3 * LONG:
             counted[path] = count(functions[name])
         flops, traffic = counted.get(path, (None, None))
@@ -200,8 +178,8 @@ def measure(
                 path,
                 compiled,
                 middle,
-                high - low,
-                len(times[name]),
+                1e3 * times[name].iqr,
+                len(times[name].times),
                 peak_bytes(functions[name], device) / 2**20,
                 None if flops is None else flops / 1e9,
                 None if traffic is None else traffic / 1e9,
