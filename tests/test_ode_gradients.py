@@ -453,3 +453,14 @@ def test_a_step_is_compiled_once_and_what_cannot_be_is_refused():
     assert len(graphs) == 1
     with pytest.raises(fh.HyperError, match="compile="):
         gradients(main, "direct", compile=True)
+
+
+def test_as_many_networks_compile_as_are_needed():
+    """Dynamo allows eight compilations of one function, unless it is told that they are of different ones."""
+    for width in range(2, 12):
+        main = nn.Sequential(nn.Linear(D, width), nn.Tanh(), nn.Linear(width, D)).double()
+        given: Any = {"method": "euler", "gradient": "deferred"}
+        solved = [
+            ode.solve(main, draw(main, 0), states(False, 0), times(), **given, compile=c) for c in (False, "eager")
+        ]
+        torch.testing.assert_close(*solved)

@@ -55,7 +55,9 @@ def compiled_step(functions: tuple[Any, ...], calls: list[Call], backend: Any) -
     if key not in _STEPS:
         if len(_STEPS) >= MOST:
             _STEPS.pop(next(iter(_STEPS)))
-        _STEPS[key] = torch.compile(_make_step(functions, calls), fullgraph=True, dynamic=False, backend=backend)
+        # all steps have one code object, of which Dynamo would allow eight compilations
+        step = _make_step(functions, calls)
+        _STEPS[key] = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, isolate_recompiles=True)  # type: ignore[call-overload]
     return _STEPS[key]
 
 

@@ -11,7 +11,7 @@ a multiply-add:
 
 Contract where the first is no more than the second. `m` is what a number in between costs, `h` one of the head, `a` a
 dense weight once (written, its gradient read), `b` a dense weight in each evaluation (read, its gradient added to): far
-more where all of them do not fit the cache. The constants are fitted to times on 2 CPU cores;
+more where all of them do not fit the cache. The constants are set by times on 2 cores of three kinds;
 ``python -m functional_hyper.study --workloads layers`` scores them on yours.
 """
 
@@ -34,7 +34,7 @@ from ._rows import WASTE, sorts
 from ._rules import Log
 from .contracted import TABLE, contracted, keep
 
-BETWEEN, HEAD, ONCE, EACH, FAR = 25.0, 120.0, 20.0, 20.0, 75.0  # m, h, a, b, and b beyond the cache
+BETWEEN, HEAD, ONCE, EACH, FAR = 25.0, 120.0, 20.0, 20.0, 65.0  # m, h, a, b, and b beyond the cache
 CACHED = 2**20  # dense weights of all networks that stay in a cache between evaluations
 COPY = 100.0  # what a dense weight costs that is copied to the rows that use it
 
