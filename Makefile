@@ -40,10 +40,13 @@ figures: $(VENV)/.stamp-examples
 	$(BIN)/python examples/custom_main_network.py --part siren --resume
 	cp runs/custom_main_network/siren.png examples/figures/
 
-study: $(VENV)/.stamp-examples
+study: $(VENV)/.stamp-test
+	$(BIN)/python -m pip install --quiet jax || echo "jax does not install: skipped"
+	$(BIN)/python -m pip install --quiet --no-deps hyper-nn || echo "hyper-nn does not install: skipped"
 	$(BIN)/python -m functional_hyper.study --compile --json examples/figures/study.json
 	$(BIN)/python examples/batching_study.py
-	$(BIN)/python examples/side_by_side.py --compile
+	$(BIN)/python examples/side_by_side.py --compile --json examples/figures/side_by_side.json
+	FH_WRITE_TABLES=1 $(BIN)/python -m pytest -q tests/test_readme_figures.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

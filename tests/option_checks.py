@@ -13,3 +13,12 @@ def refused(example: ModuleType, bad: tuple[str, str], capsys: pytest.CaptureFix
             example.main([*bad])
     assert stopped.value.code == 2
     assert bad[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def told(example: ModuleType, capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """`--help` ends well, and tells these parts."""
+    with pytest.raises(SystemExit) as stopped:
+        example.main(["--help"])
+    assert stopped.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert [part for part in parts if part not in printed] == []

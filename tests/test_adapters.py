@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from data import CLASSES, PIXELS, Digits
 from killing import killed_after_two
-from option_checks import refused
+from option_checks import refused, told
 from torch import Tensor, nn
 
 import functional_hyper as fh
@@ -202,11 +202,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        example.main(["--help"])
-    assert stopped.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert all(name in printed for name in example.METHODS)
+    told(example, capsys, *example.METHODS)
 
 
 @pytest.mark.parametrize("bad", [("--methods", "lora"), ("--rank", "0"), ("--cond", "support"), ("--path", "fast")])

@@ -8,7 +8,7 @@ import pictures
 import pytest
 import torch
 from data import CLASSES, PIXELS, Digits
-from option_checks import refused
+from option_checks import refused, told
 from torch import Tensor
 
 HYPERNETS = list(example.HYPERNETS)
@@ -167,7 +167,4 @@ def test_nan_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_help_says_how_many_epochs(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        example.main(["--help"])
-    assert stopped.value.code == 0
-    assert "15 for full, 30 for chunked" in " ".join(capsys.readouterr().out.split())
+    told(example, capsys, "15 for full, 30 for chunked")

@@ -6,6 +6,7 @@ import custom_main_network as example
 import pytest
 import torch
 from killing import killed_after_two
+from option_checks import told
 
 import functional_hyper as fh
 
@@ -133,9 +134,4 @@ def test_every_path_is_timed():
 
 
 def test_help(capsys):
-    with pytest.raises(SystemExit) as stop:
-        example.main(["--help"])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
-    for option in ("part", "path", "steps", "seed", "out", "resume"):
-        assert f"--{option}" in printed
+    told(example, capsys, "--part", "--path", "--steps", "--seed", "--out", "--resume")

@@ -18,6 +18,7 @@ import torch
 import training
 from data import PIXELS, SIDE, load_digits, random_shift
 from digit_files import TEST, TRAIN
+from option_checks import told
 from torch import Tensor, nn
 
 import functional_hyper as fh
@@ -124,12 +125,8 @@ def test_shifts_are_the_nine_and_repeat_with_the_generator() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_help(example: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run(example, ["--help"])
-    assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    for option in "data", "data-dir", "device", "epochs", "batch-size", "seed", "resume", "validation":
-        assert f"--{option}" in printed
+    options = "--data", "--data-dir", "--device", "--epochs", "--batch-size", "--seed", "--resume", "--validation"
+    told(importlib.import_module(example), capsys, *options)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import token
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from readme_tables import check
 
 import functional_hyper
 
@@ -21,7 +24,7 @@ FLOORS = {
     2: ["weights", "hypernets"],
     3: ["paths"],
     4: ["evaluate", "compose", "ode", "regularizers"],
-    5: ["study", "check", "distributed", "as_module"],  # and whatever is named nowhere else
+    5: ["study", "check", "as_module"],  # and whatever is named nowhere else
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -99,6 +102,24 @@ def test_the_top_only_re_exports() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_files_stay_small(file: Path) -> None:
     assert len(file.read_text().splitlines()) < 250
+
+
+def lines_of_code(file: Path) -> int:
+    """Without docstrings, comments and blank lines."""
+    told = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Expr))
+    strings = [n for n in told if isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)]
+    empty = (tokenize.COMMENT, tokenize.NL, token.NEWLINE, token.INDENT, token.DEDENT, token.ENDMARKER)
+    with file.open() as opened:
+        tokens = [t for t in tokenize.generate_tokens(opened.readline) if t.type not in empty]
+    lines = {n for t in tokens for n in range(t.start[0], t.end[0] + 1)}
+    return len(lines - {n for s in strings for n in range(s.lineno, (s.end_lineno or s.lineno) + 1)})
+
+
+def test_the_readme_tells_the_size() -> None:
+    size = {file: lines_of_code(file) for file in FILES}
+    study = sum(n for file, n in size.items() if file.parent.name == "study")
+    total = f"about {round(sum(size.values()), -2):,} lines of code, {round(study, -2):,} of them the study"
+    check("size", f"The package has {total}: docstrings, comments and blank lines aside.")
 
 
 def test_tests_and_examples_use_the_public_surface() -> None:

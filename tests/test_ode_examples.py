@@ -8,6 +8,7 @@ import lotka_volterra
 import pytest
 import torch
 from killing import killed_after_two
+from option_checks import told
 
 EXAMPLES = [
     (lotka_volterra, "lotka_volterra", []),
@@ -103,7 +104,4 @@ def test_the_strong_baseline_has_as_many_numbers():
 
 def test_help(capsys):
     for example in (lotka_volterra, forecast):
-        with pytest.raises(SystemExit) as stop:
-            example.main(["--help"])
-        assert stop.value.code == 0
-        assert "--minutes" in capsys.readouterr().out
+        told(example, capsys, "--minutes")

@@ -1,18 +1,18 @@
 """`auto`: for each weight, contract or materialise.
 
 A weight set of B networks serves N inputs in each of E evaluations. Contraction repeats the head's product, ``K O I``
-multiply-adds, for every input of every evaluation, with ``K min(O, I)`` numbers in between that go through memory, and
-reads the head, ``K O I`` numbers, in each. Materialising does the product once for each network, and then moves the
-``B O I`` dense weights through memory in every evaluation, forward and backward. Divided by ``B O I``, in the time of
-a multiply-add:
+multiply-adds, for every input of every evaluation, with ``K min(O, I)`` numbers in between that go through memory,
+reads the head, ``K O I`` numbers, in each, and makes more calls where there are several evaluations or inputs.
+Materialising does the product once for each network, and then moves the ``B O I`` dense weights through memory in every
+evaluation, forward and backward. Divided by ``B O I``, in the time of a multiply-add:
 
-    contract:     N E K (1 + m / max(O, I)) + h (E - 1) K / B
+    contract:     N E K (1 + m / max(O, I)) + h (E - 1) K / B + c (E - 1 + [N > 1]) / (B O I)
     materialise:  K + a + b E
 
-Contract where the first is no more than the second. `m` is what a number in between costs, `h` one of the head, `a` a
-dense weight once (written, its gradient read), `b` a dense weight in each evaluation (read, its gradient added to): far
-more where all of them do not fit the cache. The constants are set by times on 2 cores of three kinds;
-``python -m functional_hyper.study --workloads layers`` scores them on yours.
+Contract where the first is no more than the second. `m` is what a number in between costs, `h` one of the head, `c` the
+further calls, `a` a dense weight once (written, its gradient read), `b` a dense weight in each evaluation (read, its
+gradient added to): far more where all of them do not fit the cache. The constants are set by times on 2 cores of three
+kinds; ``python -m functional_hyper.study --workloads layers`` scores them on yours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ._rows import WASTE, sorts
 from ._rules import Log
 from .contracted import TABLE, contracted, keep
 
-BETWEEN, HEAD, ONCE, EACH, FAR = 25.0, 120.0, 20.0, 20.0, 65.0  # m, h, a, b, and b beyond the cache
+BETWEEN, HEAD, CALLS, ONCE, EACH, FAR = 25.0, 120.0, 3e6, 20.0, 20.0, 65.0  # m, h, c, a, b, and b beyond the cache
 CACHED = 2**20  # dense weights of all networks that stay in a cache between evaluations
 COPY = 100.0  # what a dense weight costs that is copied to the rows that use it
 
@@ -54,8 +54,9 @@ def choose(leaf: Leaf, load: Load) -> Choice:
 
 def costs(O: int, I: int, K: int, load: Load) -> tuple[float, float]:
     """What contracting and what materialising a weight ``(O, I)`` costs, from K features: see above."""
-    B, E = max(1, load.networks), load.evaluations
-    contract = load.inputs * E * K * (1 + BETWEEN / max(1, O, I)) + HEAD * (E - 1) * K / B
+    B, N, E = max(1, load.networks), load.inputs, load.evaluations
+    calls = CALLS * (E - 1 + (N > 1)) / max(1, B * O * I)
+    contract = N * E * K * (1 + BETWEEN / max(1, O, I)) + HEAD * (E - 1) * K / B + calls
     return contract, K + ONCE + (EACH if B * O * I <= CACHED else FAR) * E
 
 
