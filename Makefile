@@ -1,7 +1,7 @@
 # Two commands: `make demo` trains the input-conditioned MNIST hypernetwork, `make test` runs every test.
 # `make figures` makes every picture of examples/figures again: half an hour, of which runs/ keeps what is done.
 # `make fuzz MINUTES=10` composes main networks at random, and holds every path to the loop on them, for that long.
-# `make study` measures every path anew, a quarter of an hour, and draws the figures of what it found.
+# `make study` measures every path anew, less than half an hour, and draws the figures of what it found.
 # Each sets up its own virtual environment first; nothing but Python 3.11+, pip and make is needed.
 PYTHON ?= python3
 VENV ?= .venv

@@ -78,7 +78,7 @@ def solve(
         args: further inputs of the field: controls, physics, anything that may require grad. Pytrees, too.
         compile: run each step of a fixed-step method, forward and backward, as code that `torch.compile` made; other
             than True it is torch.compile's backend. For gradient="deferred" without `options`, one step from each time
-            to the next, weights dense. Compiling takes a minute or so, once for each combination of `main`, `field`
+            to the next, weights dense. Compiling takes some seconds, once for each combination of `main`, `field`
             (the same function object at each call), method, path and shapes; worth it for training small networks,
             where the overhead of single calls dominates.
         odeint_options: `rtol`, `atol`, `options` of torchdiffeq, with "adjoint" also `adjoint_rtol`, `adjoint_atol`,
