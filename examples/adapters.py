@@ -103,7 +103,7 @@ class Method:
 METHODS = {
     "unadapted": Method(),
     "fine-tuned": Method(frozen=False),
-    "fine-tuned, told": Method(["first.bias"], told, frozen=False),
+    "fine-tuned and told": Method(["first.bias"], told, frozen=False),
     "head": Method(["last.*"], generated),
     "norms": Method(["norm*"], generated),
     "adapters": Method(LINEAR, adapters),

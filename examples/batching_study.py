@@ -6,6 +6,7 @@ what the ways of a neural ODE's gradient cost. Without records the quick grid is
 
 import argparse
 import math
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -93,7 +94,8 @@ def crossover(records: Records) -> Figure:
         image = axes.pcolormesh(*at, ratios, cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3))
         for y, line in enumerate(ratios):
             for x, ratio in enumerate(line):
-                axes.text(x, y, f"{2**ratio:.2g}", ha="center", va="center")
+                ink = "white" if abs(ratio) > 2 else "black"
+                axes.text(x, y, f"{2**ratio:.2g}", ha="center", va="center", color=ink)
         fine = torch.linspace(-0.5, len(ns) - 0.5, 60), torch.linspace(-0.5, len(ks) - 0.5, 60)
         value = lambda t, marks: marks[0] * (marks[-1] / marks[0]) ** max(0.0, float(t) / max(1, len(marks) - 1))
         load = (lambda n: (n, 1)) if letter == "N" else (lambda n: (1, n))
@@ -132,7 +134,7 @@ def panels(records: Records, count: int) -> tuple[Figure, list[Axes]]:
     """Axes side by side under a title that says on what machine."""
     figure = Figure(figsize=(6 * count, 4.5), layout="constrained")
     lines = study.describe(records.machine).splitlines()
-    figure.suptitle("\n".join(line[:130] for line in (lines[0], *lines[2:])), fontsize=8)
+    figure.suptitle("\n".join(textwrap.fill(line, 80 * count) for line in (lines[0], *lines[2:])), fontsize=8)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

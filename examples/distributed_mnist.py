@@ -6,6 +6,7 @@ Checkpoints may be resumed by another number of processes, or the other way of s
 """
 
 import argparse
+import gc
 import math
 import os
 import warnings
@@ -65,6 +66,7 @@ def processes(kind: str) -> Iterator[torch.device]:
     try:
         yield device
     finally:
+        gc.collect()  # what a module still holds of its process groups would end after Python, and abort
         dist.destroy_process_group()
 
 

@@ -49,7 +49,7 @@ def draw_predictions(axes: Axes, images: Tensor, labels: Tensor, predictions: Te
         row, column = divmod(place, columns)
         label = str(int(predictions[one]))
         axes.text(SIDE * column + 1, SIDE * row + 1, label, color="lime" if right else "red", va="top", weight="bold")
-    axes.set_title("predictions, mistakes in red")
+    axes.set_title("predictions: mistakes first, in red")
 
 
 def draw_tiles(axes: Axes, images: Tensor, columns: int, cmap: str) -> None:

@@ -51,7 +51,7 @@ def library(widths: Sequence[int], start: Start, path: str = "auto", compile: bo
     main = study.mlp(widths)
     spec = fh.param_spec(main)
     model = fh.compose(fh.full(spec, W.shape[1], hidden=()), main, path)
-    run = torch.compile(model, isolate_recompiles=True) if compile else model  # type: ignore[call-overload]
+    run = torch.compile(model) if compile else model
     rows = torch.cat([W.T, c[None]]).detach()
     phi = {f"head.{n}": v.clone().requires_grad_() for n, v in fh.unravel(spec, rows).items()}
 

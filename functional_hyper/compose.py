@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +59,8 @@ def compose(
         torch.Size([5, 2])
     """
     resolved = paths.resolve(path)
+    if not isinstance(hyper, Hypernet):
+        raise bad("compose(hyper=...)", "a Hypernet first", type(hyper).__name__, "then the main network")
     if isinstance(main, nn.Module):
         own = {n: tuple(p.shape) for n, p in main.named_parameters()}
         wrong = [s.name for s in hyper.spec.slots if own.get(s.name) != s.shape]
@@ -96,8 +99,15 @@ class Model:
     def bind(self, phi: Phi, cond: Cond, x: Inputs, index: Tensor | None = None) -> Bound:
         """The networks of these conds, ready for x."""
         spec = self.hyper.spec
-        leaves = leaves_of("compose(hyper=...)", spec, self.hyper.weights(phi, cond))
-        check_leaves("model(cond=...)", spec.names, leaves, spec.shapes)
+        try:
+            weights = self.hyper.weights(phi, cond)
+        except (KeyError, TypeError) as error:
+            if isinstance(phi, Mapping) and (not isinstance(error, KeyError) or error.args[0] in phi):
+                raise
+            got = f"no {error.args[0]}" if isinstance(phi, Mapping) else type(phi).__name__
+            raise bad("model(phi=...)", "a dict by name as hyper.init() gives it", got, "see hyper.init()") from error
+        leaves = leaves_of("compose(hyper=...)", spec, weights)
+        check_leaves("model(cond=...)", spec.names, leaves, spec.shapes, "conds have one batch dim: (B, ...), ids (B,)")
         if index is not None:
             self._check_index(index, batch_of(leaves[0])[0])
             leaves = [self.path.gather(leaf, index) for leaf in leaves]

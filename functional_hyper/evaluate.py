@@ -18,6 +18,7 @@ from .paths._main import Caller
 from .paths._rules import Log
 from .weights import STRUCTURED, Generated, Leaf, batch_of, data_of, map_tensors, materialize, shape_of
 
+UNRAVELED = "one batch dim, then the parameter's own shape: unravel(param_spec(main), theta)"
 MANY = 256  # inputs per network that `bind(many=True)` expects where it is not told
 
 
@@ -187,7 +188,9 @@ def checked(main: Main, params: PyTree) -> tuple[list[Leaf], PyTree]:
     return leaves, template
 
 
-def check_leaves(call: str, names: Sequence[str], leaves: Sequence[Any], shapes: Sequence[Any]) -> None:
+def check_leaves(
+    call: str, names: Sequence[str], leaves: Sequence[Any], shapes: Sequence[Any], mend: str = UNRAVELED
+) -> None:
     """One batch dim, the same for all; the shapes of the main network; one dtype and one device."""
     like: Tensor | None = None
     networks: int | None = None
@@ -199,7 +202,6 @@ def check_leaves(call: str, names: Sequence[str], leaves: Sequence[Any], shapes:
         batch, data = batch_of(leaf), data_of(leaf)
         if len(batch) != 1 or (shape is not None and shape_of(leaf) != tuple(shape)):
             want = "(B, *shape)" if shape is None else f"(B, {', '.join(map(str, shape))})"
-            mend = "one batch dim, then the parameter's own shape: unravel(param_spec(main), theta)"
             raise bad(call, f"{name} of shape {want}", (*batch, *shape_of(leaf)), mend)
         like = data if like is None else like
         networks = batch[0] if networks is None else networks

@@ -83,7 +83,8 @@ class OnBase(Factored):
         return self.base
 
     def gather(self: F, index: Tensor) -> F:
-        return replace(self, **{name: t[index] for name, t in self.factors.items() if name != "base"})
+        own = {name: t for name, t in self.factors.items() if name not in ("base", "scale")}
+        return replace(self, **{name: t[index] for name, t in own.items()})
 
 
 @dataclass(frozen=True)

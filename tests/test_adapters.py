@@ -156,7 +156,7 @@ def test_paths_agree_on_every_subset(name: str, path: str) -> None:
 
 
 def test_told_is_the_domain_as_further_inputs() -> None:
-    main, logits, trained = prepared("fine-tuned, told", torch.float64)
+    main, logits, trained = prepared("fine-tuned and told", torch.float64)
     domain, images, _ = batch(torch.float64)
     head = trained["head.first.bias"]  # a row for each number of the cond, then the bias itself
     first = nn.Linear(PIXELS + 3, 256).double()

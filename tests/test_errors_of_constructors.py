@@ -32,6 +32,24 @@ class Mixed(nn.Module):
 
 # name: (what is done, parts of the message)
 CASES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    # one thing in another's place
+    "a module for a spec": (lambda: fh.full(MAIN, 2), ("full(...)", "spec", "Sequential", "param_spec(main)")),  # type: ignore[arg-type]
+    "a spec for a hypernetwork": (lambda: fh.compose(SPEC, MAIN), ("compose(hyper=", "ParamSpec")),  # type: ignore[arg-type]
+    "compare, swapped": (lambda: fh.study.compare(FULL, MAIN, batch=2), ("compare(hyper=", "Sequential", "first")),  # type: ignore[arg-type]
+    "one width": (lambda: fh.low_rank(SPEC, 2, hidden=16), ("low_rank(...)", "hidden", "16", "(16,)")),  # type: ignore[arg-type]
+    "a seed for a generator": (lambda: FULL.init(0), ("init(generator=", "int", "manual_seed")),  # type: ignore[arg-type]
+    "phi without a name": (
+        lambda: fh.compose(FULL, MAIN)({}, torch.zeros(2, 2), torch.zeros(2, 3)),
+        ("model(phi=", "no trunk.0.weight", "hyper.init()"),
+    ),
+    "phi as a list": (
+        lambda: fh.compose(FULL, MAIN)([*FULL.init().values()], torch.zeros(2, 2), torch.zeros(2, 3)),  # type: ignore[arg-type]
+        ("model(phi=", "list"),
+    ),
+    "conds of two batch dims": (
+        lambda: fh.compose(FULL, MAIN)(FULL.init(), torch.zeros(2, 1, 2), torch.zeros(2, 3)),
+        ("model(cond=", "one batch dim", "ids (B,)"),
+    ),
     # specs and flat vectors
     "spec of a function": (lambda: fh.param_spec(torch.relu), ("param_spec", "function relu", "pytree")),
     "spec of two dtypes": (lambda: fh.param_spec(Mixed()), ("one dtype", "float32", "float64", "a.", "b.", "include=")),

@@ -464,3 +464,22 @@ def test_as_many_networks_compile_as_are_needed():
             ode.solve(main, draw(main, 0), states(False, 0), times(), **given, compile=c) for c in (False, "eager")
         ]
         torch.testing.assert_close(*solved)
+
+
+def test_arguments_of_too_many_kinds_are_refused():
+    """A number among `args` is compiled into the step; a tensor is not."""
+    main, y0 = network(), states(False, 0)
+    weights = draw(main, 0)
+
+    def field(net, t, y, k):
+        return k * net(y)
+
+    def solved(k):
+        given: Any = {"field": field, "method": "euler", "gradient": "deferred", "compile": "eager"}
+        return ode.solve(main, weights, y0, times(), args=(k,), **given)
+
+    tensors = [solved(torch.tensor(0.1 * i, dtype=torch.float64)) for i in range(10)]
+    for i in range(1, 7):
+        torch.testing.assert_close(solved(0.1 * i), tensors[i])
+    with pytest.raises(fh.HyperError, match=r"compile=.*numbers as tensors"):
+        [solved(0.1 * i) for i in range(8, 20)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from readme_tables import check
 
 import functional_hyper
 from functional_hyper import ode
@@ -43,6 +44,11 @@ def test_the_torchode_recipe_solves_each_sample_by_itself(names: dict[str, Any])
     slopes = [torch.autograd.grad(ys.square().sum(), list(names["theta"].values())) for ys in (got, want)]
     for ours, theirs in zip(*slopes, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_the_readme_shows_what_explain_prints(names: dict[str, Any]):
+    explained = names["fh"].explain(names["model"], names["phi"], names["images"], names["images"])
+    check("explain", f"```text\n{explained}\n```")
 
 
 def test_readme_opens_with_the_essentials():

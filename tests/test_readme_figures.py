@@ -1,6 +1,6 @@
 """The README's measured figures are those of the records in examples/figures/, which `make study` measures anew.
 
-`FH_WRITE_TABLES=1 pytest tests/test_readme_figures.py` writes them, as `make study` and `make figures` do.
+`FH_WRITE_TABLES=1 pytest tests/test_readme_figures.py` writes them, as `make study` does.
 """
 
 import json

@@ -82,6 +82,9 @@ class Drawn(ABC):
         device: torch.device | str | None = None,
     ) -> Phi:
         """phi as leaf tensors that require grad; without a generator that of a new one of seed 0, never torch's."""
+        if not isinstance(generator, torch.Generator | None):
+            got = type(generator).__name__
+            raise bad("init(generator=...)", "a torch.Generator", got, "torch.Generator().manual_seed(seed)")
         phi = self.draw(torch.Generator().manual_seed(0) if generator is None else generator, dtype or self.spec.dtype)
         return {k: v.detach().to(device or v.device).requires_grad_() for k, v in phi.items()}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .._errors import bad
 from .._types import Phi
 from ..initializers import Initializer, Measured
+from ..params import ParamSpec
 from ..slots import Draw
 
 
@@ -107,8 +108,14 @@ def power_of(trunk: Trunk, initializer: Initializer, phi: Phi, features: Callabl
         return features(phi, batch).square().sum(-1).mean().item()
 
 
-def trunk_of(call: str, in_features: int, hidden: Sequence[int], activation: Any, layer_norm: bool) -> Trunk:
-    """A checked trunk."""
+def trunk_of(
+    call: str, spec: ParamSpec, in_features: int, hidden: Sequence[int], activation: Any, layer_norm: bool
+) -> Trunk:
+    """A checked trunk, for a checked spec."""
+    if not isinstance(spec, ParamSpec):
+        raise bad(call, "the spec of a main network first", type(spec).__name__, "param_spec(main) makes it")
+    if not isinstance(hidden, Sequence):
+        raise bad(call, "hidden as a sequence of widths", hidden, f"hidden=({hidden},) is one layer")
     if in_features < 1 or any(h < 1 for h in hidden):
         raise bad(call, "positive in_features and hidden widths", f"{in_features}, {tuple(hidden)}", "give widths >= 1")
     activation_of(activation)

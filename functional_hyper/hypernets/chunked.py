@@ -73,7 +73,7 @@ def chunked(
         if math.ceil(spec.size / size) != num_chunks:
             mend = f"{math.ceil(spec.size / size)} chunks of {size} hold them"
             raise bad("chunked(num_chunks=...)", f"a number that divides P={spec.size} up", num_chunks, mend)
-    trunk = trunk_of("chunked(...)", in_features + embedding_dim, hidden, activation, layer_norm)
+    trunk = trunk_of("chunked(...)", spec, in_features + embedding_dim, hidden, activation, layer_norm)
     rule = initializers.resolve(init)
     parts = Chunked(spec, trunk, embedding_dim, max(size, 1), by == "layer", rule)
     return parts.rebase(None) if isinstance(rule, BiasHyperinit) else parts.hypernet()
@@ -133,7 +133,7 @@ class Chunked(Drawn):
     def _head(self, phi: Phi, i: int) -> Tensor:
         """The head ``(K + 1, *shape)`` of slot i in its own chunk."""
         slot = self.spec.slots[i]
-        head = phi["head.chunk"][:, : slot.size].reshape(-1, *slot.shape)
+        head = phi["head.chunk"][:, : slot.size].reshape(self.trunk.width + 1, *slot.shape)
         scaled = head * self._gain(i, head)
         return torch.cat([scaled[:-1], scaled[-1:] + self._around(phi, i)])
 

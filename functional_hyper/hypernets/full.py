@@ -49,7 +49,7 @@ def full(
 
     Ha, Dai, Le, "HyperNetworks" (ICLR 2017).
     """
-    trunk = trunk_of("full(...)", in_features, hidden, activation, layer_norm)
+    trunk = trunk_of("full(...)", spec, in_features, hidden, activation, layer_norm)
     return Full(spec, trunk, initializers.resolve(init)).hypernet()
 
 

@@ -54,7 +54,7 @@ def low_rank(
     """
     if rank < 1:
         raise bad("low_rank(rank=...)", "a rank >= 1", rank, "give a positive rank")
-    trunk = trunk_of("low_rank(...)", in_features, hidden, activation, layer_norm)
+    trunk = trunk_of("low_rank(...)", spec, in_features, hidden, activation, layer_norm)
     leaf = partial(_leaf, (rank if alpha is None else alpha) / rank)
     title = f"low_rank(in_features={in_features}, hidden={trunk.hidden}, rank={rank})"
     rule = initializers.resolve(init)

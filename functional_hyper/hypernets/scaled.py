@@ -53,7 +53,7 @@ def scaled(
     """
     if scale not in ("row", "column", "both"):
         raise bad("scaled(scale=...)", "'row', 'column' or 'both'", repr(scale), "name the side to scale")
-    trunk = trunk_of("scaled(...)", in_features, hidden, activation, layer_norm)
+    trunk = trunk_of("scaled(...)", spec, in_features, hidden, activation, layer_norm)
     title = f"scaled(in_features={in_features}, hidden={trunk.hidden}, scale={scale!r})"
     rule = initializers.resolve(init)
     return Adapter(spec, trunk, rule, base_of(spec, base), partial(_parts, scale), _leaf, title).hypernet()

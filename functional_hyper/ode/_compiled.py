@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._errors import bad
+from .._functorch import apart
 from ..paths import Path, bmm
 from ..paths._main import Caller
 from ._deferred import Recorder, three
@@ -55,9 +57,8 @@ def compiled_step(functions: tuple[Any, ...], calls: list[Call], backend: Any) -
     if key not in _STEPS:
         if len(_STEPS) >= MOST:
             _STEPS.pop(next(iter(_STEPS)))
-        # all steps have one code object, of which Dynamo would allow eight compilations
-        step = _make_step(functions, calls)
-        _STEPS[key] = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, isolate_recompiles=True)  # type: ignore[call-overload]
+        step = apart(_make_step(functions, calls))
+        _STEPS[key] = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
     return _STEPS[key]
 
 
@@ -105,6 +106,16 @@ def _rows(shape: tuple[int, ...]) -> int:
     return torch.Size(shape[1:-1]).numel()
 
 
+def _run(step: Any, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    try:
+        return step(*inputs)
+    except Exception as error:
+        if type(error).__name__ != "FailOnRecompileLimitHit":
+            raise
+        want, mend = "args of a few kinds", "give numbers as tensors, tensors in few shapes, or compile=False"
+        raise bad("solve(compile=...)", want, "more kinds than Dynamo compiles for a function", mend) from error
+
+
 def solve_steps(
     step: Any,
     recorder: Recorder,
@@ -121,7 +132,7 @@ def solve_steps(
     key = [*map(id, leaves), 0]  # the last for -1, no generated weight
     for t0, t1 in pairwise(t.unbind(0)):
         taps = [anchor.expand(y[0], stages * _rows(y), y[-1]) for _, _, _, y in calls]
-        y, xs = step(leaves, taps, args, t0, t1, ys[-1])
+        y, xs = _run(step, leaves, taps, args, t0, t1, ys[-1])
         for (w, b, _, _), tap, x in zip(calls, taps, xs, strict=True):
             if tap.requires_grad:
                 recorder.listen(tap, (key[w], key[b]), x.detach())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._errors import Refused, bad
+from .._functorch import is_concrete
 from .._types import Main, PyTree
 from ..evaluate import Bound, bind
 from ..paths import Path
@@ -104,6 +105,8 @@ def solve(
     "Hey, that's not an ODE" (ICML 2021), the seminorm.
     """
     check_options(method, gradient, odeint_options, isinstance(t, Tensor) and t.dim() == 2)
+    if not isinstance(args, tuple):
+        raise bad("solve(args=...)", "a tuple", type(args).__name__, "args=(u,) is one argument")
     _check_states(y0, t, many)
     if path == "auto" and gradient == "deferred":
         path = "bmm"
@@ -135,6 +138,8 @@ def _check_states(y0: Any, t: Any, many: bool) -> None:
     if not isinstance(t, Tensor) or t.dim() not in (1, 2) or not t.is_floating_point() or not t.shape[0]:
         got = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         raise bad("solve(t=...)", "floating times (T,) or (T, B), T >= 1", got, "torch.linspace(start, end, T)")
+    if t.dim() == 1 and is_concrete(t) and not (bool((t.diff() > 0).all()) or bool((t.diff() < 0).all())):
+        raise bad("solve(t=...)", "times that rise, or fall, at every step", "others", "sort them, each once")
 
 
 def _direct(problem: Problem, y0: Tensor, t: Tensor, method: str, options: dict[str, Any]) -> Tensor:

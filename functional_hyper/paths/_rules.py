@@ -96,10 +96,11 @@ class Rules(TorchFunctionMode):
             answer = self._answer(rule, args, kwargs, lowers)
             if answer is not NotImplemented:
                 if self.log is not None:
-                    self._note(func, args, rule.__name__)
-                    for leaf in [self.known[id(a)][1] for a in args if id(a) in self.known]:
-                        if isinstance(answer, STRUCTURED) and isinstance(leaf, STRUCTURED):
-                            self.log.derive(answer, leaf)
+                    leaves = [self.known[id(a)][1] for a in args if id(a) in self.known]
+                    factors = [leaf for leaf in leaves if isinstance(leaf, STRUCTURED)]
+                    self._note(func, args, rule.__name__ if factors else getattr(rule, "dense", rule.__name__))
+                    for leaf in factors if isinstance(answer, STRUCTURED) else []:
+                        self.log.derive(answer, leaf)
                 return self._wrap(answer)
         if func == REQUIRES_GRAD:
             return self._requires_grad(args[0])

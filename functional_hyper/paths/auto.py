@@ -64,7 +64,7 @@ def _reason(contract: float, sign: str, materialise: float, load: Load, K: int) 
     if is_compiling():  # a size that varies is a symbol there, which has no digits
         return "decided while compiling"
     numbers = f"B={load.networks}, N={load.inputs}, E={load.evaluations}, K={K}"
-    return f"costs {contract:.0f} {sign} {materialise:.0f} dense with {numbers}"
+    return f"contracting costs {contract:.0f} {sign} dense {materialise:.0f}, with {numbers}"
 
 
 def gather(leaf: Leaf, index: Tensor) -> Leaf:

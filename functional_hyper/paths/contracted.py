@@ -81,6 +81,9 @@ def contract(input: Any, weight: Any, bias: Any = None) -> Any:
     return with_rows(CONTRACT[type(weight)], input, weight, bias)
 
 
+contract.dense = bmm.RULE.__name__  # type: ignore[attr-defined]  # what answers where no weight has factors
+
+
 def transpose(input: Any, dim0: Any = 0, dim1: Any = 1) -> Any:
     """`w.t()`, `w.T`, `w.mT` and `w.transpose(0, 1)` of a structured weight keep its structure."""
     swaps = isinstance(dim0, int) and isinstance(dim1, int) and {dim0 % 2, dim1 % 2} == {0, 1}
@@ -135,6 +138,8 @@ def einsum(equation: Any, *operands: Any) -> Any:
 
 def keep(leaf: Leaf, load: Load) -> Choice:
     """Matrices and kernels of a shared base keep their factors; of what is left, biases are small, kernels cannot."""
+    if isinstance(leaf, Grouped):
+        return Choice(leaf, form_of(leaf), "many rows use one network")
     if isinstance(leaf, STRUCTURED) and len(leaf.shape) == 2:
         return Choice(leaf, form_of(leaf), "a matrix stays in its factors")
     if isinstance(leaf, STRUCTURED) and keeps(leaf):

@@ -118,13 +118,15 @@ def progress(todo: list[Case]) -> Iterable[Case]:
 
 
 def main(argv: Sequence[str] | None = None) -> Records:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m functional_hyper.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--workloads", nargs="+", choices=KINDS, default=list(KINDS), help="which; all by default")
     add("--quick", action="store_true", help="a small part of the grid, in less than two minutes")
     add("--seconds", type=float, help="of timing for each path of each workload; by default 0.5, quick 0.1")
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=torch.get_num_threads(), help="torch's; as many as it takes by default")
+    add("--seed", type=int, default=0, help="draws the values; 0 by default")
     add("--compile", action="store_true", help="compiled steps and solves as well, a minute to compile each")
     add("--points", type=int, default=100, help="layers: how many of all combinations")
     add("--json", type=Path, help="where to save the records; what was measured is there even if the run is cut short")

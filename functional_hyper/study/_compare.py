@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import bad
+from .._functorch import apart
 from .._types import Cond, Inputs, Main, Phi
 from ..compose import Model, compose
 from ..hypernets import Hypernet
@@ -76,6 +77,8 @@ def compare(
         >>> [r.path for r in found]
         ['bmm', 'auto']
     """
+    if not isinstance(hyper, Hypernet):
+        raise bad("compare(hyper=...)", "a Hypernet second", type(hyper).__name__, "the main network comes first")
     given = hyper.init(torch.Generator().manual_seed(seed)) if phi is None else phi
     cond, x = drawn(main, hyper, batch, many or shared, seed) if isinstance(batch, int) else batch
     if device is not None or dtype is not None:
@@ -145,9 +148,7 @@ def steps(
                 raise bad("compare(compile=True)", want, f"{calls} in a step", mend)
             return compiled()
 
-        # they share one code object, of which Dynamo allows eight compilations and runs the rest uncompiled
-        forward = torch.compile(forward_of(path), isolate_recompiles=True)  # type: ignore[call-overload]
-        compiled = step(forward)
+        compiled = step(torch.compile(apart(forward_of(path))))
         return run
 
     def made(path: Path, compiled: bool) -> Callable[[], Any]:

@@ -19,7 +19,8 @@ class Record:
 
     Args:
         workload, path, compiled: what ran.
-        ms, iqr: the median time of a run and its interquartile range, milliseconds; `runs` were timed.
+        ms, iqr: the median time of a run and its interquartile range, milliseconds, of `runs` samples. Runs of less
+            than a few milliseconds are timed several at a time, see `torch.utils.benchmark.Timer.blocked_autorange`.
         peak_mb: the most that was allocated at once, beyond what was there before.
         gflop, gbyte: operations, and bytes that torch's operators read and write, uncompiled.
         of_gemm, of_bandwidth: the share of the machine's measured peaks that these come to.
