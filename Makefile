@@ -1,5 +1,6 @@
 # Two commands: `make demo` trains the input-conditioned MNIST hypernetwork, `make test` runs every test.
-# `make figures` makes every picture of examples/figures again: half an hour, of which runs/ keeps what is done.
+# `make figures` makes every picture of examples/figures again, and the README's tables of figures: half an hour, of which
+# runs/ keeps what is done.
 # `make fuzz MINUTES=10` composes main networks at random, and holds every path to the loop on them, for that long.
 # `make study` measures every path anew, less than half an hour, and draws the figures of what it found.
 # Each sets up its own virtual environment first; nothing but Python 3.11+, pip and make is needed.
@@ -31,7 +32,7 @@ fuzz: $(VENV)/.stamp-test
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
-figures: $(VENV)/.stamp-examples
+figures: $(VENV)/.stamp-test
 	$(BIN)/python examples/schematic.py
 	$(BIN)/python examples/batching_study.py
 	for name in $(PICTURED); do \
@@ -39,6 +40,7 @@ figures: $(VENV)/.stamp-examples
 	done
 	$(BIN)/python examples/custom_main_network.py --part siren --resume
 	cp runs/custom_main_network/siren.png examples/figures/
+	FH_WRITE_TABLES=1 $(BIN)/python -m pytest -q tests/test_readme_figures.py
 
 study: $(VENV)/.stamp-test
 	$(BIN)/python -m pip install --quiet jax || echo "jax does not install: skipped"

@@ -54,8 +54,8 @@ def test_the_path_is_the_one_that_was_asked_for(tmp_path, capsys):
 def test_rules_answer_what_no_vmap_hides(tmp_path, capsys):
     assert run(tmp_path, "unbatched")["gap"] < 1e-6  # of every path, with and without vmap, in float32
     vmapped, direct = capsys.readouterr().out.split("without vmap around it")
-    assert "contract\n" not in vmapped
-    assert direct.count("contract\n") == 4
+    assert "bmm\n" not in vmapped
+    assert direct.count("bmm\n") == 4
     assert "a training step: auto" in direct
 
 

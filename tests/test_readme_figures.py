@@ -1,6 +1,6 @@
 """The README's measured figures are those of the records in examples/figures/, which `make study` measures anew.
 
-`FH_WRITE_TABLES=1 pytest tests/test_readme_figures.py` writes them, as `make study` does.
+`FH_WRITE_TABLES=1 pytest tests/test_readme_figures.py` writes them, as `make figures` and `make study` do.
 """
 
 import json
