@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -197,12 +197,12 @@ def assert_same(
     got: dict[str, Tensor],
     ref: dict[str, Tensor],
     tolerance: float | None = None,
-    rounded: dict[str, Tensor] | None = None,
+    rounded: Sequence[dict[str, Tensor]] = (),
 ) -> None:
     """Same names, shapes and dtypes; values within `tolerance` of each reference's largest number.
 
     A reference that should be zero and is the rounding error of larger numbers is allowed rounding errors; where it may
-    be one of numbers in between, `rounded` is the reference of inputs that were changed by rounding errors.
+    be one of numbers in between, `rounded` are references of inputs that were changed by rounding errors.
     """
     assert got.keys() == ref.keys()
     largest = {c: max((largest_of(t) for k, t in ref.items() if k[0] == c), default=0.0) for c in "yd"}
@@ -215,8 +215,7 @@ def assert_same(
             continue
         bound = TOLERANCE.get(want.dtype, 1e-4) if tolerance is None else tolerance
         noise = 32 * torch.finfo(want.dtype).eps * largest[name[0]]
-        if rounded is not None:
-            noise = max(noise, 32 * largest_of(rounded[name] - want))
+        noise = max(noise, *(32 * largest_of(other[name] - want) for other in rounded), 0.0)
         worst = largest_of(have - want)  # NaN where either is NaN, and then no bound holds
         limit = max(bound * largest_of(want), noise)
         assert worst <= limit, f"{name}: off by {worst:.3g} where {limit:.3g} is allowed\n{have}\nexpected\n{want}"
