@@ -102,9 +102,10 @@ class Model:
         try:
             weights = self.hyper.weights(phi, cond)
         except (KeyError, TypeError) as error:
-            if isinstance(phi, Mapping) and (not isinstance(error, KeyError) or error.args[0] in phi):
+            key = error.args[0] if error.args else None
+            if isinstance(phi, Mapping) and (not isinstance(error, KeyError) or key in phi or key is None):
                 raise
-            got = f"no {error.args[0]}" if isinstance(phi, Mapping) else type(phi).__name__
+            got = f"no {key}" if isinstance(phi, Mapping) else type(phi).__name__
             raise bad("model(phi=...)", "a dict by name as hyper.init() gives it", got, "see hyper.init()") from error
         leaves = leaves_of("compose(hyper=...)", spec, weights)
         check_leaves("model(cond=...)", spec.names, leaves, spec.shapes, "conds have one batch dim: (B, ...), ids (B,)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import optree
 import torch
@@ -18,6 +18,7 @@ from ._errors import bad
 from ._types import Base, Features, Head, InFactor, InScales, OutFactor, OutScales, PyTree
 
 F = TypeVar("F", bound="Factored")
+G = TypeVar("G", bound="OnBase")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class OnBase(Factored):
     """A shared base, and factors of each network's own."""
 
     base: Base
+    shared: ClassVar = ("base",)  # by all networks
 
     @property
     def shape(self) -> torch.Size:
@@ -82,9 +84,8 @@ class OnBase(Factored):
     def data(self) -> Tensor:
         return self.base
 
-    def gather(self: F, index: Tensor) -> F:
-        own = {name: t for name, t in self.factors.items() if name not in ("base", "scale")}
-        return replace(self, **{name: t[index] for name, t in own.items()})
+    def gather(self: G, index: Tensor) -> G:
+        return replace(self, **{name: t[index] for name, t in self.factors.items() if name not in self.shared})
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class LowRank(OnBase):
     u: OutFactor
     v: InFactor
     scale: float = 1.0
+    shared: ClassVar = ("base", "scale")
 
     @property
     def batch(self) -> torch.Size:

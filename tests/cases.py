@@ -215,7 +215,7 @@ def assert_same(
             continue
         bound = TOLERANCE.get(want.dtype, 1e-4) if tolerance is None else tolerance
         noise = 32 * torch.finfo(want.dtype).eps * largest[name[0]]
-        noise = max(noise, *(32 * largest_of(other[name] - want) for other in rounded), 0.0)
+        noise = max([noise, *(32 * largest_of(other[name] - want) for other in rounded)])
         worst = largest_of(have - want)  # NaN where either is NaN, and then no bound holds
         limit = max(bound * largest_of(want), noise)
         assert worst <= limit, f"{name}: off by {worst:.3g} where {limit:.3g} is allowed\n{have}\nexpected\n{want}"

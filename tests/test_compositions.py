@@ -74,19 +74,19 @@ def attempt(f: Any, arguments: Any) -> tuple[dict[str, Tensor] | None, Exception
 
 composed = given(composition=compositions, kind=st.sampled_from(KINDS), B=sizes, N=sizes, seed=st.integers(0, 2**16))
 few = settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-test_composed_at_random = few(composed(agree))
+
+
+def test_composed_at_random() -> None:
+    """500 compositions, and as many more as go into the minutes that `make fuzz` asks for."""
+    end, rounds = time.monotonic() + 60 * float(os.environ.get("FH_FUZZ_MINUTES", "0")), 0
+    few(composed(agree))()
+    more = settings(few, max_examples=200, derandomize=False)(composed(agree))
+    while time.monotonic() < end:
+        more()
+        rounds += 1
+    print(f"{500 + 200 * rounds} compositions")
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer_of_which_they_are_composed(name: str) -> None:
     agree((name, 2) if name in SIZED else (name,), "low rank", 2, 3, 0)
-
-
-@pytest.mark.skipif("FH_FUZZ_MINUTES" not in os.environ, reason="make fuzz MINUTES=10 runs it")
-def test_for_as_long_as_asked() -> None:
-    end, rounds = time.monotonic() + 60 * float(os.environ.get("FH_FUZZ_MINUTES", "0")), 0
-    more = settings(few, max_examples=200, derandomize=False)(composed(agree))
-    while time.monotonic() < end:
-        more()
-        rounds += 1
-    print(f"{200 * rounds} compositions")

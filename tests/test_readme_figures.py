@@ -4,7 +4,6 @@
 """
 
 import json
-import statistics
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -87,15 +86,11 @@ def claims() -> str:
 
 
 def auto() -> str:
-    rows = [["machine", "workloads", "within 10 % of the best path", "within 15 %", "at worst", "geometric mean"]]
-    for file in sorted(FOLDER.glob("study*.json")):
-        found = Records.load(file)
-        ratios = [ratio for _, ratio in study.scores(found)]
-        near = [f"{100 * sum(r <= 1 + share for r in ratios) / len(ratios):.0f} %" for share in (0.10, 0.15)]
-        kind = " ".join(found.machine["cpu"].replace("(R)", "").split()[:2])
-        mean = f"{statistics.geometric_mean(ratios):.3f}x"
-        rows.append([kind, str(len(ratios)), *near, f"{max(ratios):.2f}x", mean])
-    return table(rows)
+    lines = []
+    for found in map(Records.load, sorted(FOLDER.glob("study*.json"))):
+        told = study.summary([ratio for _, ratio in study.scores(found)])
+        lines.append(f"- {found.machine['cpu']}: {told}")
+    return "\n".join(lines)
 
 
 def side_by_side() -> str:

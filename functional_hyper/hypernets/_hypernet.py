@@ -63,7 +63,6 @@ class Drawn(ABC):
 
     spec: ParamSpec
     base: Any
-    structured: bool = True  # whether `weights` gives factors
 
     @abstractmethod
     def draw(self, generator: torch.Generator, dtype: torch.dtype) -> Phi: ...
@@ -99,8 +98,7 @@ class Drawn(ABC):
         return replace(self, base="draw" if given is None else given).hypernet()  # type: ignore[type-var]
 
     def hypernet(self) -> Hypernet:
-        weights: Any = self.weights if self.structured else None
-        return Hypernet(self.spec, self.init, self.apply, weights, self.in_features, self.rebase)
+        return Hypernet(self.spec, self.init, self.apply, self.weights, self.in_features, self.rebase)
 
 
 class Wrapped(Drawn):
@@ -115,9 +113,9 @@ class Wrapped(Drawn):
     def spec(self) -> ParamSpec:  # type: ignore[override]
         return self.inner.spec
 
-    @property
-    def structured(self) -> bool:  # type: ignore[override]
-        return self.inner.structured
+    def hypernet(self) -> Hypernet:
+        made = super().hypernet()
+        return made if self.inner.structured else replace(made, weights=None)
 
     def weights(self, phi: Phi, cond: Cond) -> PyTree:
         return self.inner.weights(phi, self.read(phi, cond))

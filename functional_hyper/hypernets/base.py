@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import initializers
-from .._types import Cond, Flat, Phi, PyTree
-from ..params import ParamSpec, unravel
+from .._types import Cond, Flat, Phi
+from ..params import ParamSpec
 from ._hypernet import Drawn, Hypernet, base_of, has_base
 
 
@@ -40,7 +40,7 @@ class Based(Drawn):
 
     inner: Hypernet
     base: dict[str, Tensor] | None
-    structured = False
+    weights = None  # type: ignore[assignment]  # dense, as `apply` gives them
 
     @property
     def spec(self) -> ParamSpec:  # type: ignore[override]
@@ -56,9 +56,6 @@ class Based(Drawn):
         drawn = {s.name: initializers.draw_base(s, rule, generator, dtype) for s in self.spec.slots}
         start = drawn if self.base is None else {n: self.base[n].to(d) for n, d in drawn.items()}
         return phi | {f"base.{n}": t.clone() for n, t in start.items()}
-
-    def weights(self, phi: Phi, cond: Cond) -> PyTree:
-        return unravel(self.spec, self.apply(phi, cond))
 
     def apply(self, phi: Phi, cond: Cond) -> Flat:
         theta_0 = torch.cat([phi[f"base.{slot.name}"].reshape(-1) for slot in self.spec.slots])

@@ -138,7 +138,8 @@ def _check_states(y0: Any, t: Any, many: bool) -> None:
     if not isinstance(t, Tensor) or t.dim() not in (1, 2) or not t.is_floating_point() or not t.shape[0]:
         got = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         raise bad("solve(t=...)", "floating times (T,) or (T, B), T >= 1", got, "torch.linspace(start, end, T)")
-    if t.dim() == 1 and is_concrete(t) and not (bool((t.diff() > 0).all()) or bool((t.diff() < 0).all())):
+    steps = t.detach().diff(dim=0)
+    if t.dim() == 1 and is_concrete(t) and not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise bad("solve(t=...)", "times that rise, or fall, at every step", "others", "sort them, each once")
 
 

@@ -146,7 +146,8 @@ def measure(
     """
     device = device or torch.device("cpu")
     want = None if reference is None else reference()
-    errors, notes, running = {}, dict.fromkeys(functions, ""), {}
+    errors: dict[str, float | None] = {}  # of those that run
+    notes = dict.fromkeys(functions, "")
     for name, f in functions.items():
         try:
             got = f()
@@ -154,19 +155,18 @@ def measure(
             first = (str(error).strip().splitlines() or [""])[0]
             notes[name] = f"{type(error).__name__}: {first}"[:200]
             continue
-        running[name] = f
         errors[name] = None if want is None else difference(got, want)
         if (errors[name] or 0.0) > tolerance(dtype):
             notes[name] = f"differs from the loop by {errors[name]:.1e}, more than {tolerance(dtype):.1e}"
     want = got = None
-    times = interleaved(running, seconds)
+    times = interleaved({name: functions[name] for name in errors}, seconds)
     settings |= {"dtype": str(dtype).removeprefix("torch."), "device": device.type, "threads": torch.get_num_threads()}
     build = partial(Record, workload, settings=settings)
     counted: dict[str, tuple[int, int]] = {}
     records = []
     for name in functions:
         path, compiled = name.removesuffix(COMPILED), name.endswith(COMPILED)
-        if name not in running:
+        if name not in errors:
             records.append(build(path, compiled, note=notes[name]))
             continue
         middle = 1e3 * times[name].median
