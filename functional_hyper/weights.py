@@ -18,12 +18,13 @@ from ._errors import bad
 from ._types import Base, Features, Head, InFactor, InScales, OutFactor, OutScales, PyTree
 
 F = TypeVar("F", bound="Factored")
-G = TypeVar("G", bound="OnBase")
 
 
 @dataclass(frozen=True)
 class Factored:
-    """What the structured leaves share: their fields that are tensors are their factors."""
+    """A leaf kept as its factors: the fields that are tensors, the `shared` ones common to all networks."""
+
+    shared: ClassVar[tuple[str, ...]] = ()
 
     @property
     def factors(self) -> dict[str, Tensor]:
@@ -32,6 +33,9 @@ class Factored:
     def map(self: F, f: Callable[[Tensor], Tensor]) -> F:
         """The leaf with `f` of each of its factors."""
         return replace(self, **{name: f(t) for name, t in self.factors.items()})
+
+    def gather(self: F, index: Tensor) -> F:
+        return replace(self, **{name: t[index] for name, t in self.factors.items() if name not in self.shared})
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Generated(Factored):
 
     features: Features
     head: Head
+    shared = ("head",)
 
     @property
     def shape(self) -> torch.Size:
@@ -65,16 +70,13 @@ class Generated(Factored):
     def transposed(self) -> Generated:
         return replace(self, head=self.head.mT)
 
-    def gather(self, index: Tensor) -> Generated:
-        return replace(self, features=self.features[index])
-
 
 @dataclass(frozen=True)
 class OnBase(Factored):
     """A shared base, and factors of each network's own."""
 
     base: Base
-    shared: ClassVar = ("base",)  # by all networks
+    shared = ("base",)
 
     @property
     def shape(self) -> torch.Size:
@@ -83,9 +85,6 @@ class OnBase(Factored):
     @property
     def data(self) -> Tensor:
         return self.base
-
-    def gather(self: G, index: Tensor) -> G:
-        return replace(self, **{name: t[index] for name, t in self.factors.items() if name not in self.shared})
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class LowRank(OnBase):
     u: OutFactor
     v: InFactor
     scale: float = 1.0
-    shared: ClassVar = ("base", "scale")
+    shared = ("base", "scale")
 
     @property
     def batch(self) -> torch.Size:
@@ -177,7 +176,7 @@ class Grouped(Factored):
     def transposed(self) -> Grouped:
         return replace(self, weight=self.weight.mT)
 
-    def gather(self, index: Tensor) -> Tensor:
+    def gather(self, index: Tensor) -> Tensor:  # type: ignore[override]
         return self.weight[self.index[index]]
 
 
